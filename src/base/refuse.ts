@@ -1,0 +1,74 @@
+// What this program says no to: one catalogue, one sentence each, with the next step.
+//
+// A refusal is bad input, the caller's to mend: the command line prints its one line and exits 2.
+// `bug` is ours. What guest code does wrong is neither: it is a value (see machine/exit.ts).
+
+export const REFUSALS = {
+  assembly: "{at}: {problem}, in '{text}'; mend that line",
+  "not-a-number": "{option} wants a whole number, not '{text}'; give for example {example}",
+  "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
+  unmapped: "guest memory at {address} is not mapped; map it first or check the address",
+  "site-bytes": "text at {site} is {found}, expected {want}; was it rewritten already?",
+  "call-range": "the site at {site} cannot reach {target} with a near call; place them within 2 GiB",
+  "no-fentry": "{func} has no __fentry__ site; compile it with -pg -mfentry -mrecord-mcount or assemble it with `traced`",
+  "site-is-off": "the site of {func} is not enabled; enable it first",
+  "site-without-function": "{image} records a call site at {site} that is in no function; build its objects again",
+  "too-many-arguments": "{count} arguments; a call takes at most {limit}, in registers",
+  unreadable: "{file} cannot be read ({why}); check the path",
+  "call-failed": "the call did not return: {what}; check its arguments, or map what it needs",
+  "elf-kind": "{file} is {what}, not an x86-64 ELF relocatable object; make one with gcc -c",
+  "elf-truncated":
+    "{file}: {what} reaches byte {end} of a file of {length}; it is truncated or corrupt, build it again",
+  "elf-malformed": "{file}: {what}; build the object again with gcc or GNU as",
+  "elf-rel":
+    "{file}: section {section} holds relocations without addends; x86-64 objects use SHT_RELA, build it again with gcc",
+  "elf-common": "{file}: symbol '{symbol}' is COMMON, without a place; compile with -fno-common",
+  "elf-relocation":
+    "{file}: relocation type {type} at {place} is not one of kernel code; compile with -fno-pic -mcmodel=kernel",
+  "section-flags": "{object}: section {section} is {what}; give it one purpose in the source",
+  "image-too-large":
+    "section {section} of {object} ends beyond the {limit} bytes there are from {text} on; make it smaller or link fewer objects",
+  "duplicate-symbol":
+    "'{symbol}' is defined in {first} and again in {second}; make one of them static or weak, or leave it out",
+  "undefined-symbol":
+    "{place} refers to '{symbol}', which nothing loaded defines; link the object that does, or give its address through externals",
+  "relocation-overflow":
+    "{place}: '{symbol}' at {target} does not fit {type} at {at}; place both within 2 GiB or compile with -mcmodel=kernel",
+  "call-site":
+    "{image}: entry {index} of __mcount_loc is {value}, which is no address; build its objects again",
+  "code-overlap":
+    "code of {name} from {start} to {end} would overlap {other} at {at}; place or remove one of them first",
+  "unknown-symbol": "{image} has no symbol '{symbol}'; {hint}",
+  "ambiguous-symbol":
+    "{count} objects have a local symbol '{symbol}': {objects}; say which one by its address",
+} as const;
+
+export type RefusalCode = keyof typeof REFUSALS;
+
+type Names<S extends string> = S extends `${string}{${infer N}}${infer Rest}` ? N | Names<Rest> : never;
+export type RefusalParams<C extends RefusalCode> = { [N in Names<(typeof REFUSALS)[C]>]: string | number };
+
+/** Bad input: `code` names the catalogue entry, `message` is its one line, filled in. */
+export class Refusal extends Error {
+  override readonly name = "Refusal";
+  readonly code: RefusalCode;
+
+  constructor(code: RefusalCode, message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** Throws the refusal `code` with its sentence filled in from `params`. */
+export function refuse<C extends RefusalCode>(code: C, params: RefusalParams<C>): never {
+  const values: Record<string, string | number> = params;
+  const sentence = REFUSALS[code].replace(/\{(\w+)\}/g, (_, name: string) =>
+    String(values[name]).replace(/\s*\n\s*/g, " "),
+  );
+  throw new Refusal(code, sentence);
+}
+
+/** A broken promise of our own code: never the input's fault. */
+export function bug(what: string): never {
+  throw new Error(`fentrylab bug: ${what}`);
+}

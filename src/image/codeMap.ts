@@ -1,0 +1,141 @@
+// What code is at an address: loaded images, and code made at run time, such as trampolines.
+//
+// Whoever makes code registers it and whoever removes it unregisters it; the unwinder reads. So
+// the unwinder needs to know nothing of ftrace. Refuses code where other code is already.
+
+import type { Addr } from "../base/addr.ts";
+import { hex, offset } from "../base/addr.ts";
+import { bug, refuse } from "../base/refuse.ts";
+import type { Image } from "./image.ts";
+import { VMLINUX } from "./image.ts";
+import type { SymbolAt } from "./symbolTable.ts";
+
+/** Code made at run time. */
+export interface CodeRange {
+  readonly name: string;
+  readonly address: Addr;
+  /** In bytes, at least 1. */
+  readonly size: number;
+  /** What made it and to what end: `trampoline` for a copy that a site calls, `thunk` for everything else. */
+  readonly kind: "trampoline" | "thunk";
+  /** Where in an image the code is that this is a copy of; what holds there (its ORC) holds here at the same offset. */
+  readonly template?: Addr;
+}
+
+/** A range made at run time and the distance of an address from its start, in bytes. */
+export interface RangeAt {
+  readonly range: CodeRange;
+  readonly offset: number;
+}
+
+export class CodeMap {
+  readonly #images: Image[] = [];
+  /** By address. */
+  readonly #ranges: CodeRange[] = [];
+
+  /** In the order in which they were added: the kernel first, then modules. */
+  get images(): readonly Image[] {
+    return this.#images;
+  }
+
+  /** By address. */
+  get ranges(): readonly CodeRange[] {
+    return this.#ranges;
+  }
+
+  /** Makes the code of `image` known. Refuses an image whose text overlaps what is known. */
+  addImage(image: Image): void {
+    for (const { address, size, execute } of image.segments) {
+      if (execute) this.#refuseOverlap(image.name, address, size);
+    }
+    this.#images.push(image);
+  }
+
+  removeImage(image: Image): void {
+    const index = this.#images.indexOf(image);
+    if (index < 0) bug(`image ${image.name} is not in the code map`);
+    this.#images.splice(index, 1);
+  }
+
+  /** Makes code known that was made at run time. Refuses a range that overlaps what is known. */
+  addRange(range: CodeRange): void {
+    if (range.size < 1) bug(`code range ${range.name} is empty`);
+    this.#refuseOverlap(range.name, range.address, range.size);
+    const next = this.#ranges.findIndex(({ address }) => address > range.address);
+    this.#ranges.splice(next < 0 ? this.#ranges.length : next, 0, range);
+  }
+
+  removeRange(range: CodeRange): void {
+    const index = this.#ranges.indexOf(range);
+    if (index < 0) bug(`code range ${range.name} is not in the code map`);
+    this.#ranges.splice(index, 1);
+  }
+
+  /** The image whose text holds `address`. */
+  imageAt(address: Addr): Image | undefined {
+    return this.#images.find((image) => image.segmentAt(address)?.execute);
+  }
+
+  /** The range made at run time that holds `address`. */
+  rangeAt(address: Addr): RangeAt | undefined {
+    const range = this.#ranges.findLast((candidate) => candidate.address <= address);
+    if (range === undefined || address >= range.address + range.size) return undefined;
+    return { range, offset: address - range.address };
+  }
+
+  /** The symbol of a loaded image that holds `address`, in text or data. */
+  symbolAt(address: Addr): SymbolAt | undefined {
+    for (const image of this.#images) {
+      const found = image.symbolAt(address);
+      if (found !== undefined) return found;
+    }
+    return undefined;
+  }
+
+  /** The start of that function. Refuses names that no image, or more than one place in one, has. */
+  find(name: string): Addr | undefined {
+    for (const image of this.#images) {
+      const found = image.find(name);
+      if (found !== undefined) return found.address;
+    }
+    return undefined;
+  }
+
+  /** True if code is at `address`: an image's text, or code made at run time. */
+  isText(address: Addr): boolean {
+    return this.imageAt(address) !== undefined || this.rangeAt(address) !== undefined;
+  }
+
+  /**
+   * The address as the kernel prints it: `vfs_read+0x1c/0x40`, with ` [module]` after it for a
+   * module's, the bare address where nothing is known.
+   */
+  describe(address: Addr): string {
+    const made = this.rangeAt(address);
+    if (made !== undefined) return placeIn(made.range.name, made.offset, made.range.size);
+    for (const image of this.#images) {
+      const found = image.symbolAt(address);
+      if (found === undefined) continue;
+      const text = placeIn(found.symbol.name, found.offset, found.symbol.size);
+      return image.name === VMLINUX ? text : `${text} [${image.name}]`;
+    }
+    return hex(address);
+  }
+
+  #refuseOverlap(name: string, address: Addr, size: number): void {
+    const known = [
+      ...this.#ranges,
+      ...this.#images.flatMap((image) =>
+        image.segments.filter(({ execute }) => execute).map((text) => ({ ...text, name: image.name })),
+      ),
+    ];
+    const other = known.find((code) => address < code.address + code.size && code.address < address + size);
+    if (other === undefined) return;
+    const [start, end] = [hex(address), hex(offset(address, size))];
+    refuse("code-overlap", { name, start, end, other: other.name, at: hex(other.address) });
+  }
+}
+
+function placeIn(name: string, at: number, size: number): string {
+  return `${name}+0x${at.toString(16)}/0x${size.toString(16)}`;
+}

@@ -1,0 +1,19 @@
+// Where things live in the guest's address space, after Linux on x86-64 with four-level paging
+// (Documentation/x86/x86_64/mm.rst of a kernel). Constants only: link.ts places what is loaded.
+
+import { addr } from "../base/addr.ts";
+
+/** Start of the kernel's own text. */
+export const KERNEL_TEXT = addr(0xffffffff81000000n);
+
+/** Start of module space: within 2 GiB of the kernel, so that 32-bit displacements reach it. */
+export const MODULE_TEXT = addr(0xffffffffa0000000n);
+
+/** Start of the direct map of physical memory. */
+export const DIRECT_MAP = addr(0xffff888000000000n);
+
+/** Start of the area that task stacks are cut from. */
+export const STACKS = addr(0xffffc90000000000n);
+
+/** A task's stack, in bytes; a guard page lies below each. */
+export const STACK_SIZE = 16384;

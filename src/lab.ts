@@ -1,0 +1,170 @@
+// The laboratory: a machine with the guest kernel loaded, its call sites recorded, and tasks to run it.
+
+import { type Addr, addr } from "./base/addr.ts";
+import { refuse } from "./base/refuse.ts";
+import { Ftrace } from "./ftrace/ftrace.ts";
+import { includeGuestSource, KERNEL_SOURCES, readInput, readPackageFile } from "./guest.ts";
+import { CodeMap } from "./image/codeMap.ts";
+import { parseElf } from "./image/elf.ts";
+import type { Image } from "./image/image.ts";
+import { DIRECT_MAP, KERNEL_TEXT, MODULE_TEXT } from "./image/layout.ts";
+import { link } from "./image/link.ts";
+import { load } from "./image/load.ts";
+import type { ImageSymbol } from "./image/symbolTable.ts";
+import { Kernel, type Task } from "./kernel/kernel.ts";
+import { Redirect } from "./livepatch/redirect.ts";
+import { describeExit, type Exit } from "./machine/exit.ts";
+import { Heap } from "./machine/heap.ts";
+import { Machine } from "./machine/machine.ts";
+import type { Vcpu } from "./machine/vcpu.ts";
+import { type UnwindContext, type Walk, walkFramePointers } from "./unwind/framePointer.ts";
+import { loadAssembler } from "./x86/assemble.ts";
+import type { ObjectFile } from "./x86/object.ts";
+
+export interface LabOptions {
+  /** How many vCPUs; default 1. */
+  readonly vcpus?: number;
+  /** Record every call and return, for `trueStack`; default false. */
+  readonly recordCalls?: boolean;
+  /** Objects linked into the kernel besides `asm/`, as paths of .o and .S files. */
+  readonly objects?: readonly string[];
+}
+
+export interface CallOptions {
+  /** Default: the laboratory's first task. */
+  readonly task?: Task;
+  /** Default: the first vCPU. */
+  readonly vcpu?: Vcpu;
+  /** Instructions after which the call is given up; default ten million. */
+  readonly budget?: number;
+}
+
+export interface CallResult {
+  /** rax as the function left it. */
+  readonly result: bigint;
+  /** Retired from the function's first instruction to its return, which are both counted. */
+  readonly instructions: number;
+}
+
+const DEFAULT_BUDGET = 10_000_000;
+/** What `lab_call` executes besides the function: xor, call, vmcall. */
+const CALLER_INSTRUCTIONS = 3;
+/** Trampolines and modules share module space; modules grow up from its start. */
+const TRAMPOLINES = addr(MODULE_TEXT + 0x1000_0000);
+
+export class Lab {
+  readonly machine: Machine;
+  readonly image: Image;
+  readonly code = new CodeMap();
+  readonly kernel: Kernel;
+  readonly ftrace: Ftrace;
+  private readonly heap: Heap;
+  private nextModule: Addr = MODULE_TEXT;
+
+  /** Assembles, links and boots the guest kernel. */
+  static async open(options: LabOptions = {}): Promise<Lab> {
+    const sources = await Promise.all(
+      KERNEL_SOURCES.map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`))),
+    );
+    const extra = await Promise.all((options.objects ?? []).map((path) => readObject(path, readInput(path))));
+    return new Lab(link([...sources, ...extra], { text: KERNEL_TEXT }), options);
+  }
+
+  private constructor(image: Image, { vcpus = 1, recordCalls = false }: LabOptions) {
+    this.image = image;
+    this.machine = new Machine({ vcpus, recordCalls });
+    const { memory } = this.machine;
+    load(memory, image);
+    this.code.addImage(image);
+    this.heap = new Heap(memory, DIRECT_MAP, { write: true, execute: false, user: false });
+    const text = new Heap(memory, TRAMPOLINES, { write: false, execute: true, user: false });
+    this.ftrace = new Ftrace({ image, memory, code: this.code, heap: this.heap, text });
+    this.kernel = new Kernel(this.machine, this.heap, image);
+    for (let n = 0; n < vcpus; n++) this.kernel.createTask();
+  }
+
+  /** Links objects against one another and what is loaded, and loads them into module space as module `name`. */
+  async loadModule(name: string, paths: readonly string[]): Promise<Image> {
+    const objects = await Promise.all(paths.map((path) => readObject(path, readInput(path))));
+    const externals = (symbol: string) =>
+      this.code.images.map((image) => image.exported(symbol)).find((at) => at !== undefined);
+    const image = link(objects, { text: this.nextModule, name, externals });
+    load(this.machine.memory, image);
+    this.code.addImage(image);
+    this.ftrace.addImage(image);
+    this.nextModule = image.end;
+    return image;
+  }
+
+  /** A symbol of the kernel, else of a module. Refuses names that nothing loaded has. */
+  symbol(name: string): ImageSymbol {
+    for (const image of this.code.images) if (image.find(name) !== undefined) return image.symbol(name);
+    return this.image.symbol(name); // refuses, and suggests
+  }
+
+  /** Prepares `name` to be redirected to the function at `replacement`. */
+  redirect(name: string, replacement: Addr): Redirect {
+    const { ftrace, heap } = this;
+    const site = ftrace.siteOf(this.image.symbol(name).address, name);
+    const handler = this.image.symbol("klp_redirect_handler").address;
+    return new Redirect({ ftrace, memory: this.machine.memory, heap, handler }, site, replacement);
+  }
+
+  /** Puts `task` at the start of a call to the function at `target`; run the vCPU and then `finish`. */
+  begin(target: Addr, args: readonly bigint[], { task, vcpu }: CallOptions = {}): Vcpu {
+    const on = vcpu ?? this.machine.vcpus[0]!;
+    this.kernel.begin(on, task ?? this.kernel.tasks[on.index]!, target, args);
+    return on;
+  }
+
+  /** Runs a call that was begun to its end. Refuses one that faults, or does not end within its budget. */
+  finish(vcpu: Vcpu, budget = DEFAULT_BUDGET): bigint {
+    const exit = vcpu.run({ budget });
+    if (!this.kernel.returned(exit)) refuse("call-failed", { what: this.describe(exit) });
+    return vcpu.get("rax");
+  }
+
+  /** Calls a guest function, by name or address, and sees it through. */
+  call(
+    target: string | Addr,
+    args: readonly (bigint | number)[] = [],
+    options: CallOptions = {},
+  ): CallResult {
+    const at = typeof target === "string" ? this.symbol(target).address : target;
+    const vcpu = this.begin(at, args.map(BigInt), options);
+    const before = vcpu.instructions;
+    const result = this.finish(vcpu, options.budget);
+    return { result, instructions: vcpu.instructions - before - CALLER_INSTRUCTIONS };
+  }
+
+  /** The frame-pointer walk from a vCPU's registers, over the stack of the task that runs on it. */
+  walk(vcpu: Vcpu): Walk {
+    return walkFramePointers(this.unwindContext(vcpu), vcpu.get("rbp"));
+  }
+
+  /** The return addresses that are really live on the vCPU's stack, innermost first. Needs `recordCalls`. */
+  trueReturns(vcpu: Vcpu): Addr[] {
+    return this.machine.trueStack(vcpu.rsp).map(({ returnAddress }) => returnAddress);
+  }
+
+  /** An exit in one line, with symbols. */
+  describe(exit: Exit): string {
+    return describeExit(exit, (ip) => this.code.describe(ip));
+  }
+
+  private unwindContext(vcpu: Vcpu): UnwindContext {
+    const { memory } = this.machine;
+    const stack = this.kernel.current(vcpu)?.stack;
+    return {
+      readStack: (at) => (stack && at >= stack.low && at <= stack.high - 8 ? memory.readWord(at) : undefined),
+      isText: (at) => this.code.isText(at),
+    };
+  }
+}
+
+/** An object from an ELF file, or assembled from a `.S` or `.s` source. */
+export async function readObject(path: string, bytes: Uint8Array): Promise<ObjectFile> {
+  if (!/\.[sS]$/.test(path)) return parseElf(path, bytes);
+  const assembler = await loadAssembler();
+  return assembler.assemble(path, new TextDecoder().decode(bytes), { include: includeGuestSource });
+}

@@ -1,0 +1,190 @@
+// Decoded instructions as records in host memory, and the step functions that execute them.
+//
+// One step function per form of instruction, compiled when the form is first met, so that stepping over new
+// code compiles nothing. Records are made for a straight run at a time, and dropped when their bytes change.
+
+import { type Addr, PAGE_SIZE, pageOf } from "../base/addr.ts";
+import { ModuleBuilder } from "../wasm/module.ts";
+import type { Instruction, Operand } from "../x86/decode.ts";
+import { emitStep, formOf } from "../x86/lift/stepEmitter.ts";
+import { definitionOf } from "../x86/lift/table.ts";
+import { RECORD, STATE } from "../x86/state.ts";
+import { type Fetched, fetch } from "./code.ts";
+import type { Host, HostAddress } from "./host.ts";
+import type { Memory } from "./memory.ts";
+import type { Slots } from "./slots.ts";
+import { SLOT } from "./trunk.ts";
+
+/** How many records there are; all are dropped when they run out. */
+const CAPACITY = 16384;
+/** Instructions decoded ahead, at most, so that their forms are compiled in one module. */
+const AHEAD = 24;
+
+interface Decoded {
+  readonly at: HostAddress;
+  readonly length: number;
+}
+
+export class Interpreter {
+  private readonly host: Host;
+  private readonly memory: Memory;
+  private readonly slots: Slots;
+  private readonly recording: () => boolean;
+  private readonly dropped: (ip: Addr) => void;
+  private readonly forms = new Map<string, number>();
+  private readonly records = new Map<Addr, Decoded>();
+  private readonly byPage = new Map<Addr, Set<Addr>>();
+  private readonly free: HostAddress[] = [];
+  private arena: HostAddress | undefined;
+
+  /** `dropped` is told of every address whose record is no longer valid. */
+  constructor(
+    host: Host,
+    memory: Memory,
+    slots: Slots,
+    recording: () => boolean,
+    dropped: (ip: Addr) => void,
+  ) {
+    this.host = host;
+    this.memory = memory;
+    this.slots = slots;
+    this.recording = recording;
+    this.dropped = dropped;
+  }
+
+  /** How many forms have a step function. */
+  get formCount(): number {
+    return this.forms.size;
+  }
+
+  /** The record of the instruction at `ip`, decoded now if need be; or why it cannot be fetched. */
+  prepare(ip: Addr): HostAddress | (Fetched & { kind: "fault" }) {
+    const known = this.records.get(ip);
+    if (known !== undefined) return known.at;
+    const first = fetch(this.memory, ip);
+    if (first.kind === "fault") return first;
+    if (this.free.length < AHEAD) this.dropAll();
+    if (first.kind === "invalid") return this.enter(ip, 1, SLOT.invalid, undefined);
+    const run = [first.instruction];
+    for (let last = first.instruction; run.length < AHEAD && definitionOf(last)?.role === "straight"; ) {
+      if (this.records.has(last.next)) break;
+      const next = fetch(this.memory, last.next);
+      if (next.kind !== "instruction") break;
+      last = next.instruction;
+      run.push(last);
+    }
+    this.compileForms(run);
+    for (const instruction of run) {
+      const slot = definitionOf(instruction)
+        ? this.forms.get(formOf(instruction, this.recording()))!
+        : SLOT.unimplemented;
+      this.enter(instruction.ip, instruction.length, slot, instruction);
+    }
+    return this.records.get(ip)!.at;
+  }
+
+  /** Forgets what was decoded from bytes of `[at, at + size)`. */
+  invalidate(at: Addr, size: number): void {
+    // An instruction that starts up to 14 bytes before may reach in, perhaps from the page before.
+    for (const page of new Set([pageOf((at - 14) as Addr), pageOf(at)])) {
+      for (const ip of [...(this.byPage.get(page) ?? [])]) {
+        const { length } = this.records.get(ip)!;
+        if (ip < at + size && ip + length > at) this.drop(ip);
+      }
+    }
+  }
+
+  /** Forgets every record; step functions stay. */
+  dropAll(): void {
+    if (this.arena === undefined) {
+      this.arena = this.host.reserve(CAPACITY * RECORD.size);
+      for (let n = CAPACITY - 1; n >= 0; n--) this.free.push(this.arena + n * RECORD.size);
+    }
+    for (const ip of [...this.records.keys()]) this.drop(ip);
+  }
+
+  private drop(ip: Addr): void {
+    this.free.push(this.records.get(ip)!.at);
+    this.records.delete(ip);
+    const page = pageOf(ip);
+    const onPage = this.byPage.get(page)!;
+    onPage.delete(ip);
+    if (onPage.size === 0) this.byPage.delete(page);
+    this.dropped(ip);
+  }
+
+  private compileForms(run: readonly Instruction[]): void {
+    const recording = this.recording();
+    const module = new ModuleBuilder();
+    module.importMemory("host", "memory", { minimum: 1 });
+    const added: { form: string; name: string }[] = [];
+    for (const instruction of run) {
+      const form = formOf(instruction, recording);
+      const definition = definitionOf(instruction);
+      if (definition === undefined || this.forms.has(form) || added.some((other) => other.form === form))
+        continue;
+      const name = `s${added.length}`;
+      module.function(emitStep(instruction, definition.lift, recording), name);
+      added.push({ form, name });
+    }
+    if (added.length === 0) return;
+    const compiled = new WebAssembly.Module(module.encode());
+    const { exports } = new WebAssembly.Instance(compiled, { host: { memory: this.host.memory } });
+    for (const { form, name } of added) {
+      const slot = this.slots.reserve();
+      this.slots.fill(slot, exports[name]!);
+      this.forms.set(form, slot);
+    }
+  }
+
+  private enter(ip: Addr, length: number, slot: number, instruction: Instruction | undefined): HostAddress {
+    const at = this.free.pop()!;
+    this.records.set(ip, { at, length });
+    const page = pageOf(ip);
+    const onPage = this.byPage.get(page);
+    if (onPage === undefined) this.byPage.set(page, new Set([ip]));
+    else onPage.add(ip);
+    const { host } = this;
+    host.i32[(at + RECORD.slot) >> 2] = slot;
+    host.i32[(at + RECORD.length) >> 2] = length;
+    host.setNumber(at + RECORD.ip, ip);
+    if (instruction !== undefined) this.fill(at, instruction);
+    return at;
+  }
+
+  private fill(at: HostAddress, { next, operands, memory }: Instruction): void {
+    const { host } = this;
+    const setInt = (field: number, value: number) => {
+      host.i32[(at + field) >> 2] = value;
+    };
+    host.setNumber(at + RECORD.next, next);
+    operands.forEach((operand, n) => {
+      this.fillOperand(at, operand, n);
+    });
+    if (memory === undefined) return;
+    host.i64[(at + RECORD.displacement) >> 3] = memory.displacement;
+    setInt(RECORD.base, memory.base === undefined ? STATE.zero : STATE.gpr + 8 * memory.base);
+    setInt(RECORD.index, memory.index === undefined ? STATE.zero : STATE.gpr + 8 * memory.index);
+    setInt(RECORD.shift, memory.shift);
+    const segment =
+      memory.segment === "fs" ? STATE.fsBase : memory.segment === "gs" ? STATE.gsBase : STATE.zero;
+    setInt(RECORD.segment, segment);
+  }
+
+  private fillOperand(at: HostAddress, operand: Operand, n: number): void {
+    const { host } = this;
+    if (operand.kind === "register") {
+      host.i32[(at + RECORD.operand + 4 * n) >> 2] = STATE.gpr + 8 * operand.reg + (operand.high ? 1 : 0);
+    } else if (operand.kind === "immediate") {
+      host.i64[(at + RECORD.immediate) >> 3] = BigInt.asIntN(64, operand.value);
+    } else if (operand.kind === "target") {
+      host.setNumber(at + RECORD.target, operand.at);
+    }
+  }
+}
+
+/** The pages that `[at, at + length)` touches: one or two. */
+export function pagesTouched(at: Addr, length: number): Addr[] {
+  const first = pageOf(at);
+  return at + length > first + PAGE_SIZE ? [first, (first + PAGE_SIZE) as Addr] : [first];
+}

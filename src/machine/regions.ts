@@ -1,0 +1,240 @@
+// Regions: code that ran often, compiled in batches of blocks, and retired when a byte of it changes.
+//
+// A retired region is kept for a while: when a call site is poked back, its old code matches
+// memory again and is used as it is.
+
+import { type Addr, pageOf } from "../base/addr.ts";
+import { sameBytes } from "../base/bytes.ts";
+import { ModuleBuilder } from "../wasm/module.ts";
+import type { Instruction } from "../x86/decode.ts";
+import { type Block, emitRegion, type StopPoint } from "../x86/lift/region.ts";
+import { definitionOf } from "../x86/lift/table.ts";
+import { fetch } from "./code.ts";
+import type { Host } from "./host.ts";
+import { pagesTouched } from "./interpreter.ts";
+import type { Memory } from "./memory.ts";
+import type { Slots } from "./slots.ts";
+
+const MAX_BLOCKS = 64;
+const MAX_INSTRUCTIONS = 512;
+const MAX_BLOCK_LENGTH = 64;
+/** Retired regions kept, the oldest going first. */
+const MAX_RETIRED = 64;
+
+export interface Region {
+  readonly slot: number;
+  /** Its blocks in the order of their entry numbers. */
+  readonly blocks: readonly Block[];
+  readonly stopPoints: readonly StopPoint[];
+  /** The bytes that it was made from: all its instructions. */
+  readonly code: readonly { readonly at: Addr; readonly bytes: Uint8Array }[];
+  readonly recording: boolean;
+}
+
+export class Regions {
+  private readonly host: Host;
+  private readonly memory: Memory;
+  private readonly slots: Slots;
+  private readonly recording: () => boolean;
+  private readonly retired: (region: Region) => void;
+  private readonly active = new Map<number, Region>();
+  private readonly entries = new Map<Addr, { region: Region; entry: number }>();
+  private readonly byPage = new Map<Addr, Set<Region>>();
+  private readonly kept: Region[] = [];
+  private readonly stops = new Map<Addr, number>();
+
+  /** `retired` is told of every region whose jump-cache entries must go. */
+  constructor(
+    host: Host,
+    memory: Memory,
+    slots: Slots,
+    recording: () => boolean,
+    retired: (region: Region) => void,
+  ) {
+    this.host = host;
+    this.memory = memory;
+    this.slots = slots;
+    this.recording = recording;
+    this.retired = retired;
+  }
+
+  get activeCount(): number {
+    return this.active.size;
+  }
+
+  get keptCount(): number {
+    return this.kept.length;
+  }
+
+  /** The region in table slot `slot`, which is active. */
+  inSlot(slot: number): Region | undefined {
+    return this.active.get(slot);
+  }
+
+  /** The active region that has a block at `ip`; one that was retired and fits memory again becomes active. */
+  find(ip: Addr): { region: Region; entry: number } | undefined {
+    const found = this.entries.get(ip);
+    if (found !== undefined) return found;
+    for (const region of this.kept) {
+      if (region.blocks.some((block) => block.ip === ip) && this.fits(region)) {
+        this.kept.splice(this.kept.indexOf(region), 1);
+        this.activate(region);
+        return this.entries.get(ip);
+      }
+    }
+    return undefined;
+  }
+
+  /** Compiles the code reachable from `ip`; undefined if not even its first instruction can be. */
+  compile(ip: Addr): { region: Region; entry: number } | undefined {
+    const blocks = this.discover(ip);
+    if (blocks.length === 0) return undefined;
+    const slot = this.slots.reserve();
+    const recording = this.recording();
+    const emitted = emitRegion(blocks, slot, recording);
+    const module = new ModuleBuilder();
+    module.importMemory("host", "memory", { minimum: 1 });
+    module.function(emitted.function, "region");
+    const compiled = new WebAssembly.Module(module.encode());
+    const { exports } = new WebAssembly.Instance(compiled, { host: { memory: this.host.memory } });
+    this.slots.fill(slot, exports.region!);
+    const code = blocks.map(({ ip: at, instructions }) => {
+      const size = instructions.reduce((sum, instruction) => sum + instruction.length, 0);
+      return { at, bytes: this.memory.read(at, size) };
+    });
+    this.activate({ slot, blocks, stopPoints: emitted.stopPoints, code, recording });
+    return this.entries.get(ip);
+  }
+
+  /** Retires what was made from bytes of `[at, at + size)`. */
+  invalidate(at: Addr, size: number): void {
+    for (const region of [...(this.byPage.get(pageOf(at)) ?? [])]) {
+      if (region.code.some((part) => part.at < at + size && part.at + part.bytes.length > at))
+        this.retire(region);
+    }
+  }
+
+  retireAll(): void {
+    for (const region of [...this.active.values()]) this.retire(region);
+  }
+
+  /** Until it is removed, no region runs past `ip`: code that reaches it comes back to the run loop. */
+  addStop(ip: Addr): void {
+    this.stops.set(ip, (this.stops.get(ip) ?? 0) + 1);
+    for (const region of [...(this.byPage.get(pageOf(ip)) ?? [])]) if (holds(region, ip)) this.retire(region);
+  }
+
+  removeStop(ip: Addr): void {
+    const count = this.stops.get(ip)! - 1;
+    if (count === 0) this.stops.delete(ip);
+    else this.stops.set(ip, count);
+  }
+
+  hasStop(ip: Addr): boolean {
+    return this.stops.has(ip);
+  }
+
+  private fits(region: Region): boolean {
+    if (region.recording !== this.recording()) return false;
+    for (const stop of this.stops.keys()) if (holds(region, stop)) return false;
+    return region.code.every(({ at, bytes }) => {
+      const executable = pagesTouched(at, bytes.length).every(
+        (page) => this.memory.find(page)?.access.execute,
+      );
+      return executable && sameBytes(this.memory.read(at, bytes.length), bytes);
+    });
+  }
+
+  private activate(region: Region): void {
+    this.active.set(region.slot, region);
+    region.blocks.forEach(({ ip }, entry) => {
+      if (!this.entries.has(ip)) this.entries.set(ip, { region, entry });
+    });
+    for (const { at, bytes } of region.code) {
+      for (const page of pagesTouched(at, bytes.length)) {
+        // A retired region's pages may have been unmapped and mapped anew since.
+        this.memory.markCode(page);
+        const onPage = this.byPage.get(page);
+        if (onPage === undefined) this.byPage.set(page, new Set([region]));
+        else onPage.add(region);
+      }
+    }
+  }
+
+  private retire(region: Region): void {
+    this.active.delete(region.slot);
+    for (const { ip } of region.blocks) if (this.entries.get(ip)?.region === region) this.entries.delete(ip);
+    for (const { at, bytes } of region.code) {
+      for (const page of pagesTouched(at, bytes.length)) {
+        const onPage = this.byPage.get(page);
+        onPage?.delete(region);
+        if (onPage?.size === 0) this.byPage.delete(page);
+      }
+    }
+    this.retired(region);
+    this.kept.push(region);
+    if (this.kept.length > MAX_RETIRED) this.slots.release(this.kept.shift()!.slot);
+  }
+
+  /** Basic blocks reachable from `ip` by branches whose targets are known; callees and return points included. */
+  private discover(ip: Addr): Block[] {
+    const instructions = new Map<Addr, Instruction>();
+    const leaders = new Set<Addr>();
+    const pending: Addr[] = [ip];
+    while (pending.length > 0 && leaders.size < MAX_BLOCKS && instructions.size < MAX_INSTRUCTIONS) {
+      const leader = pending.pop()!;
+      if (leaders.has(leader) || this.stops.has(leader)) continue;
+      if (this.liftable(leader, instructions) === undefined) continue;
+      leaders.add(leader);
+      for (let at = leader; instructions.size < MAX_INSTRUCTIONS; ) {
+        const instruction = this.liftable(at, instructions);
+        if (instruction === undefined) break;
+        const known = instructions.has(at);
+        instructions.set(at, instruction);
+        const role = definitionOf(instruction)?.role;
+        if (role !== "straight") {
+          if (instruction.repeat !== undefined) pending.push(instruction.ip);
+          const target = instruction.operands[0];
+          if (target?.kind === "target") pending.push(target.at);
+          if (role === "branches") pending.push(instruction.next); // on top: what follows is laid out next
+          break;
+        }
+        at = instruction.next;
+        if (known || leaders.has(at) || this.stops.has(at)) break;
+      }
+    }
+    return [...leaders]
+      .map((leader) => block(leader, leaders, instructions))
+      .filter(({ instructions: run }) => run.length > 0);
+  }
+
+  private liftable(at: Addr, known: ReadonlyMap<Addr, Instruction>): Instruction | undefined {
+    const seen = known.get(at);
+    if (seen !== undefined) return seen;
+    const fetched = fetch(this.memory, at);
+    if (fetched.kind !== "instruction") return undefined;
+    const definition = definitionOf(fetched.instruction);
+    return definition === undefined || definition.role === "alone" ? undefined : fetched.instruction;
+  }
+}
+
+/** From `leader` to the next leader, the next branch, or the end of what is known. */
+function block(
+  leader: Addr,
+  leaders: ReadonlySet<Addr>,
+  instructions: ReadonlyMap<Addr, Instruction>,
+): Block {
+  const run: Instruction[] = [];
+  for (let at = leader; run.length < MAX_BLOCK_LENGTH; ) {
+    const instruction = instructions.get(at);
+    if (instruction === undefined) break;
+    run.push(instruction);
+    at = instruction.next;
+    if (definitionOf(instruction)?.role !== "straight" || leaders.has(at)) break;
+  }
+  return { ip: leader, instructions: run };
+}
+
+function holds(region: Region, ip: Addr): boolean {
+  return region.stopPoints.some((point) => point.ip === ip);
+}

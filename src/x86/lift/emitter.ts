@@ -1,0 +1,591 @@
+// What an instruction's definition is written in: values, flags, memory, control, without saying
+// whether it becomes a step function (operands as data, see stepEmitter.ts) or a part of a
+// region (operands as constants and locals, see regionEmitter.ts).
+//
+// Every operation emits its code and answers with a fresh temporary. Values are 64 bits wide, with the
+// bits above an operand's size zero unless said otherwise. An instruction must do everything that can
+// stop it (memory checks, bails) before its first effect on registers, flags or memory: precise
+// faults rest on it, so it is asserted while lifting.
+
+import { PAGE_SIZE } from "../../base/addr.ts";
+import { bug } from "../../base/refuse.ts";
+import type { FunctionBuilder, Local } from "../../wasm/function.ts";
+import type { OpName, ValueType } from "../../wasm/opcode.ts";
+import type { Instruction, Operand, Size } from "../decode.ts";
+import { type Gpr, RSP } from "../register.ts";
+import { ANSWER, EVENT, STATE, TLB_ENTRIES, X_MASK } from "../state.ts";
+
+/** An i64: a local, or a constant. */
+export type Value = Local | bigint;
+/** An i32 that is 0 or 1: a local, or a constant. */
+export type Bit = Local | boolean;
+/** A host address, checked for an access. */
+export type Host = Local & { readonly checked: true };
+
+/** A destination that is read first: one check serves both accesses. */
+export interface Place {
+  readonly value: Value;
+  put(value: Value): void;
+}
+
+/** Why lifted code stops before an instruction. */
+export type Stop =
+  | { readonly kind: "miss"; readonly address: Local; readonly size: number; readonly access: Access }
+  | { readonly kind: "answer"; readonly answer: number };
+
+/** `read2` is the second read of an instruction that has two (cmps): were both in one TLB, they could evict each other. */
+export type Access = "read" | "write" | "read2";
+
+const TLB = { read: STATE.readTlb, write: STATE.writeTlb, read2: STATE.secondReadTlb } as const;
+
+const LOADS = { 1: "i64.load8_u", 2: "i64.load16_u", 4: "i64.load32_u", 8: "i64.load" } as const;
+const STORES = { 1: "i64.store8", 2: "i64.store16", 4: "i64.store32", 8: "i64.store" } as const;
+
+export function mask(size: Size): bigint {
+  return (1n << BigInt(8 * size)) - 1n;
+}
+
+export abstract class Emitter {
+  readonly f: FunctionBuilder;
+  readonly cpu: Local;
+  /** Whether calls and returns are recorded. */
+  readonly recording: boolean;
+  private readonly pools: Record<ValueType, { locals: Local[]; used: number }> = {
+    i32: { locals: [], used: 0 },
+    i64: { locals: [], used: 0 },
+    f32: { locals: [], used: 0 },
+    f64: { locals: [], used: 0 },
+  };
+  private current: Instruction | undefined;
+  private committed = false;
+
+  constructor(f: FunctionBuilder, recording: boolean) {
+    this.f = f;
+    this.cpu = f.param(0);
+    this.recording = recording;
+  }
+
+  // ---- The instruction: its form, and its operands through the subclasses.
+
+  /** Starts on `instruction`; temporaries of the one before are free again. */
+  protected begin(instruction: Instruction): void {
+    this.current = instruction;
+    this.committed = false;
+    for (const pool of Object.values(this.pools)) pool.used = 0;
+  }
+
+  protected get instruction(): Instruction {
+    return this.current ?? bug("no instruction is being lifted");
+  }
+
+  /** Operand sizes and kinds belong to the form; their numbers and values do not. */
+  kind(n: number): Operand["kind"] {
+    return this.instruction.operands[n]?.kind ?? bug(`operand ${n} of a shorter instruction`);
+  }
+
+  get operandCount(): number {
+    return this.instruction.operands.length;
+  }
+
+  size(n: number): Size {
+    const operand = this.instruction.operands[n];
+    if (operand?.kind === "register" || operand?.kind === "immediate") return operand.size;
+    if (operand?.kind === "memory" && isSize(operand.size)) return operand.size;
+    return bug(`operand ${n} has no size`);
+  }
+
+  get addressSize(): 4 | 8 {
+    return this.instruction.addressSize;
+  }
+
+  get repeat(): "rep" | "repne" | undefined {
+    return this.instruction.repeat;
+  }
+
+  /** Register `reg`, or its low `size` bytes. */
+  abstract reg(reg: Gpr, size?: Size): Value;
+  /** Writes the low `size` bytes; four bytes clear the upper half (SDM vol. 1, 3.4.1.1). */
+  abstract setReg(reg: Gpr, value: Value, size?: Size): void;
+  protected abstract readRegisterOperand(n: number): Value;
+  protected abstract writeRegisterOperand(n: number, value: Value): void;
+  protected abstract immediate(n: number): Value;
+  /** What the memory operand's base, index and displacement add up to: lea's answer. */
+  abstract effectiveAddress(): Value;
+  /** The same as `pop` sees it, with rsp already `bytes` higher. */
+  protected abstract effectiveAddressAfterPop(bytes: bigint): Value;
+  /** The base of the memory operand's segment: zero but for fs and gs. */
+  abstract segmentBase(): Value;
+  /** Address of the instruction after this one. */
+  abstract next(): Value;
+  abstract ip(): Value;
+  abstract carry(): Bit;
+  abstract result(): Value;
+  abstract x(): Value;
+  protected abstract putCarry(bit: Bit): void;
+  protected abstract putResult(value: Value): void;
+  protected abstract putX(value: Value): void;
+  /** Stops before this instruction if the i32 on the stack is not zero. */
+  protected abstract stopIf(stop: Stop): void;
+  /** Goes to the branch target, or if `condition` is given, goes there only when it holds. */
+  abstract branch(condition?: Bit): void;
+  /** Goes to `target`, which must have passed `checkTarget`. */
+  abstract jump(target: Value): void;
+  /** Ends here, with the instruction after this one, if `condition` holds. */
+  abstract skipIf(condition: Bit): void;
+  /** Executes this instruction again if `condition` holds, else goes on. Ends the definition. */
+  abstract again(condition: Bit): void;
+  /** Ends with `answer`, the instruction having retired. Only in step functions. */
+  abstract retire(answer: number): void;
+
+  // ---- Operands.
+
+  read(n: number): Value {
+    switch (this.kind(n)) {
+      case "register":
+        return this.readRegisterOperand(n);
+      case "memory":
+        return this.load(this.address(), this.size(n));
+      case "immediate":
+        return this.immediate(n);
+      default:
+        return bug(`operand ${n} cannot be read`);
+    }
+  }
+
+  write(n: number, value: Value): void {
+    if (this.kind(n) === "register") {
+      this.commit();
+      this.writeRegisterOperand(n, value);
+    } else this.store(this.address(), this.size(n), value);
+  }
+
+  /** Operand `n` to be read, then written. */
+  place(n: number): Place {
+    const size = this.size(n);
+    if (this.kind(n) === "register") {
+      return { value: this.readRegisterOperand(n), put: (value) => this.write(n, value) };
+    }
+    return this.placeAt(this.address(), size);
+  }
+
+  placeAt(address: Value, size: Size): Place {
+    const host = this.check(address, size, "write");
+    return { value: this.loadFrom(host, size), put: (value) => this.storeTo(host, size, value) };
+  }
+
+  // ---- Memory.
+
+  /** Linear address of the memory operand. */
+  address(): Value {
+    return this.add(this.effectiveAddress(), this.segmentBase());
+  }
+
+  addressAfterPop(bytes: bigint): Value {
+    return this.add(this.effectiveAddressAfterPop(bytes), this.segmentBase());
+  }
+
+  /** Checks an access of `size` bytes; a miss stops before the instruction. */
+  check(address: Value, size: number, access: Access): Host {
+    if (this.committed) bug("a memory check after an effect");
+    const { f } = this;
+    const linear = this.copy(address);
+    const entry = this.temp("i32");
+    f.get(this.cpu);
+    if (access !== "read2") {
+      f.get(linear)
+        .op("i32.wrap_i64")
+        .i32(8)
+        .op("i32.shr_u")
+        .i32(16 * (TLB_ENTRIES - 1))
+        .op("i32.and");
+      f.op("i32.add");
+    }
+    // The tag of the first byte's page is compared with the last byte's page, so that an access across two misses.
+    f.tee(entry).load("i64.load", TLB[access]);
+    f.get(linear)
+      .i64(size - 1)
+      .op("i64.add")
+      .i64(-PAGE_SIZE)
+      .op("i64.and")
+      .op("i64.ne");
+    this.stopIf({ kind: "miss", address: linear, size, access });
+    const host = this.temp("i32");
+    f.get(linear)
+      .op("i32.wrap_i64")
+      .get(entry)
+      .load("i32.load", TLB[access] + 8)
+      .op("i32.add")
+      .set(host);
+    return host as Host;
+  }
+
+  loadFrom(host: Host, size: Size, offset = 0): Value {
+    const value = this.temp("i64");
+    this.f.get(host).load(LOADS[size], offset).set(value);
+    return value;
+  }
+
+  storeTo(host: Host, size: Size, value: Value, offset = 0): void {
+    this.commit();
+    this.f.get(host);
+    this.push64(value);
+    this.f.store(STORES[size], offset);
+  }
+
+  load(address: Value, size: Size, access: "read" | "read2" = "read"): Value {
+    return this.loadFrom(this.check(address, size, access), size);
+  }
+
+  store(address: Value, size: Size, value: Value): void {
+    this.storeTo(this.check(address, size, "write"), size, value);
+  }
+
+  /** Pushes `size` bytes: the store, then rsp. */
+  push(value: Value, size: Size = 8): void {
+    const top = this.sub(this.reg(RSP), BigInt(size));
+    this.store(top, size, value);
+    this.setReg(RSP, top);
+  }
+
+  /** The word on top of the stack; rsp is the caller's to set, when nothing can stop it any more. */
+  peek(size: Size = 8): Value {
+    return this.load(this.reg(RSP), size);
+  }
+
+  /** A word of the vCPU that is no register: a segment base, the system flags. */
+  getState(offset: number): Value {
+    const value = this.temp("i64");
+    this.f.get(this.cpu).load("i64.load", offset).set(value);
+    return value;
+  }
+
+  setState(offset: number, value: Value): void {
+    this.commit();
+    this.f.get(this.cpu);
+    this.push64(value);
+    this.f.store("i64.store", offset);
+  }
+
+  /** Does what `effects` emits only if `condition` holds; nothing in there may stop the instruction. */
+  when(condition: Bit, effects: () => void): void {
+    this.commit();
+    this.push32(condition);
+    this.f.if();
+    effects();
+    this.f.end();
+  }
+
+  // ---- Stopping.
+
+  /** Stops with `answer` before the instruction, if `condition` holds. */
+  stopWhen(condition: Bit, answer: number): void {
+    if (this.committed) bug("a stop after an effect");
+    if (condition === false) return;
+    this.push32(condition);
+    this.stopIf({ kind: "answer", answer });
+  }
+
+  /** #GP unless `target` is canonical: a near branch elsewhere faults before it happens. */
+  checkTarget(target: Value): void {
+    const extended = this.sar(this.shl(target, 16n), 16n);
+    this.stopWhen(this.ne(extended, target), ANSWER.generalProtection);
+  }
+
+  /** Makes sure of room for one recorded event. */
+  protected checkRecord(): void {
+    if (!this.recording) return;
+    const full = this.temp("i32");
+    const { f, cpu } = this;
+    f.get(cpu)
+      .load("i32.load", STATE.recordNext)
+      .get(cpu)
+      .load("i32.load", STATE.recordEnd)
+      .op("i32.ge_u")
+      .set(full);
+    this.stopWhen(full, ANSWER.recordFull);
+  }
+
+  /** Pushes the return address: what every near call does before it jumps. */
+  call(): void {
+    this.checkRecord();
+    const top = this.sub(this.reg(RSP), 8n);
+    const back = this.next();
+    this.store(top, 8, back);
+    this.setReg(RSP, top);
+    this.recordEvent(EVENT.call, top, back);
+  }
+
+  /** Pops the return address and `release` bytes more; what every near return does before it jumps. */
+  popReturn(release: Value): Value {
+    this.checkRecord();
+    const slot = this.reg(RSP);
+    const target = this.load(slot, 8);
+    this.checkTarget(target);
+    this.setReg(RSP, this.add(this.add(slot, 8n), release));
+    this.recordEvent(EVENT.return, slot, target);
+    return target;
+  }
+
+  private recordEvent(kind: number, slot: Value, address: Value): void {
+    if (!this.recording) return;
+    const { f, cpu } = this;
+    const event = this.temp("i32");
+    const ip = this.ip();
+    f.get(cpu).load("i32.load", STATE.recordNext).tee(event).i64(kind).store("i64.store", EVENT.kind);
+    for (const [field, value] of [
+      [EVENT.ip, ip],
+      [EVENT.slot, slot],
+      [EVENT.address, address],
+    ] as const) {
+      f.get(event);
+      this.push64(value);
+      f.store("i64.store", field);
+    }
+    f.get(cpu).get(event).i32(EVENT.size).op("i32.add").store("i32.store", STATE.recordNext);
+  }
+
+  // ---- Flags.
+
+  /** Sets all six from carry, sign-extended result and x (only its bits 63 and 4 count). */
+  setFlags(carry: Bit, result: Value, x: Value): void {
+    this.setFlagWords(carry, result, this.and(x, X_MASK));
+  }
+
+  /** The same with x taken whole. */
+  setFlagWords(carry: Bit, result: Value, x: Value): void {
+    this.commit();
+    this.putCarry(carry);
+    this.putResult(result);
+    this.putX(x);
+  }
+
+  /** Changes CF; the other five stay. */
+  setCarry(carry: Bit): void {
+    const flipped = this.xorBit(this.carry(), carry);
+    const x = this.xor(this.x(), this.shl(this.extend(flipped), 63n)); // OF is relative to the carry
+    this.commit();
+    this.putCarry(carry);
+    this.putX(x);
+  }
+
+  /** Changes CF and OF; the other four stay. */
+  setCarryOverflow(carry: Bit, overflow: Bit): void {
+    const top = this.xorBit(this.xorBit(carry, overflow), this.bit(this.result(), 63n));
+    const x = this.or(this.and(this.x(), (1n << 63n) - 1n), this.shl(this.extend(top), 63n));
+    this.commit();
+    this.putCarry(carry);
+    this.putX(x);
+  }
+
+  zero(): Bit {
+    return this.eqz(this.result());
+  }
+
+  sign(): Bit {
+    return this.xorBit(this.bit(this.result(), 63n), this.bit(this.x(), 62n));
+  }
+
+  overflow(): Bit {
+    return this.xorBit(this.carry(), this.bit(this.xor(this.x(), this.result()), 63n));
+  }
+
+  adjust(): Bit {
+    return this.bit(this.xor(this.x(), this.result()), 4n);
+  }
+
+  parity(): Bit {
+    const { f } = this;
+    const even = this.temp("i32");
+    this.push64(this.xor(this.result(), this.shr(this.x(), 8n)));
+    f.op("i32.wrap_i64")
+      .i32(0xff)
+      .op("i32.and")
+      .op("i32.popcnt")
+      .i32(1)
+      .op("i32.and")
+      .op("i32.eqz")
+      .set(even);
+    return even;
+  }
+
+  // ---- Arithmetic on values. Constants fold where a definition would otherwise have to care.
+
+  add(a: Value, b: Value): Value {
+    if (a === 0n) return b;
+    if (b === 0n) return a;
+    return this.binary("i64.add", a, b);
+  }
+  sub(a: Value, b: Value): Value {
+    return this.binary("i64.sub", a, b);
+  }
+  mul(a: Value, b: Value): Value {
+    return this.binary("i64.mul", a, b);
+  }
+  and(a: Value, b: Value): Value {
+    if (typeof a === "bigint" && typeof b === "bigint") return a & b;
+    return this.binary("i64.and", a, b);
+  }
+  or(a: Value, b: Value): Value {
+    return this.binary("i64.or", a, b);
+  }
+  xor(a: Value, b: Value): Value {
+    return this.binary("i64.xor", a, b);
+  }
+  /** Shift counts are taken modulo 64. */
+  shl(a: Value, count: Value): Value {
+    return this.binary("i64.shl", a, count);
+  }
+  shr(a: Value, count: Value): Value {
+    return this.binary("i64.shr_u", a, count);
+  }
+  sar(a: Value, count: Value): Value {
+    return this.binary("i64.shr_s", a, count);
+  }
+  rotl(a: Value, count: Value): Value {
+    return this.binary("i64.rotl", a, count);
+  }
+  binary(op: OpName, a: Value, b: Value): Value {
+    const value = this.temp("i64");
+    this.push64(a);
+    this.push64(b);
+    this.f.op(op).set(value);
+    return value;
+  }
+  unary(op: OpName, a: Value): Value {
+    const value = this.temp("i64");
+    this.push64(a);
+    this.f.op(op).set(value);
+    return value;
+  }
+  /** `whole` with its low `size` bytes replaced. */
+  merge(whole: Value, part: Value, size: Size): Value {
+    return size === 8 ? part : this.or(this.and(whole, ~mask(size)), part);
+  }
+  zext(a: Value, size: Size): Value {
+    return size === 8 ? a : this.and(a, mask(size));
+  }
+  sext(a: Value, size: Size): Value {
+    if (typeof a === "bigint") return BigInt.asIntN(8 * size, a);
+    if (size === 8) return a;
+    return this.unary(size === 4 ? "i64.extend32_s" : size === 2 ? "i64.extend16_s" : "i64.extend8_s", a);
+  }
+  select(condition: Bit, then: Value, otherwise: Value): Value {
+    if (typeof condition === "boolean") return condition ? then : otherwise;
+    const value = this.temp("i64");
+    this.push64(then);
+    this.push64(otherwise);
+    this.f.get(condition).op("select").set(value);
+    return value;
+  }
+  /** The high 64 bits of the unsigned product. */
+  mulHigh(a: Value, b: Value): Value {
+    const low = mask(4);
+    const [al, ah, bl, bh] = [this.and(a, low), this.shr(a, 32n), this.and(b, low), this.shr(b, 32n)];
+    const cross = this.add(this.mul(ah, bl), this.shr(this.mul(al, bl), 32n));
+    const middle = this.add(this.mul(al, bh), this.and(cross, low));
+    return this.add(this.add(this.mul(ah, bh), this.shr(cross, 32n)), this.shr(middle, 32n));
+  }
+
+  // ---- Bits.
+
+  compare(op: OpName, a: Value, b: Value): Bit {
+    const bit = this.temp("i32");
+    this.push64(a);
+    this.push64(b);
+    this.f.op(op).set(bit);
+    return bit;
+  }
+  eq(a: Value, b: Value): Bit {
+    return this.compare("i64.eq", a, b);
+  }
+  ne(a: Value, b: Value): Bit {
+    return this.compare("i64.ne", a, b);
+  }
+  below(a: Value, b: Value): Bit {
+    return this.compare("i64.lt_u", a, b);
+  }
+  eqz(a: Value): Bit {
+    if (typeof a === "bigint") return a === 0n;
+    const bit = this.temp("i32");
+    this.f.get(a).op("i64.eqz").set(bit);
+    return bit;
+  }
+  /** Bit `n` of `a`. */
+  bit(a: Value, n: Value): Bit {
+    const bit = this.temp("i32");
+    this.push64(a);
+    this.push64(n);
+    this.f.op("i64.shr_u").op("i32.wrap_i64").i32(1).op("i32.and").set(bit);
+    return bit;
+  }
+  extend(bit: Bit): Value {
+    if (typeof bit === "boolean") return bit ? 1n : 0n;
+    const value = this.temp("i64");
+    this.f.get(bit).op("i64.extend_i32_u").set(value);
+    return value;
+  }
+  not(bit: Bit): Bit {
+    if (typeof bit === "boolean") return !bit;
+    const value = this.temp("i32");
+    this.f.get(bit).op("i32.eqz").set(value);
+    return value;
+  }
+  xorBit(a: Bit, b: Bit): Bit {
+    return this.binaryBit("i32.xor", a, b);
+  }
+  andBit(a: Bit, b: Bit): Bit {
+    return this.binaryBit("i32.and", a, b);
+  }
+  orBit(a: Bit, b: Bit): Bit {
+    return this.binaryBit("i32.or", a, b);
+  }
+  selectBit(condition: Bit, then: Bit, otherwise: Bit): Bit {
+    if (typeof condition === "boolean") return condition ? then : otherwise;
+    const bit = this.temp("i32");
+    this.push32(then);
+    this.push32(otherwise);
+    this.f.get(condition).op("select").set(bit);
+    return bit;
+  }
+  private binaryBit(op: OpName, a: Bit, b: Bit): Bit {
+    const bit = this.temp("i32");
+    this.push32(a);
+    this.push32(b);
+    this.f.op(op).set(bit);
+    return bit;
+  }
+
+  // ---- Emission.
+
+  temp(type: ValueType): Local {
+    const pool = this.pools[type];
+    if (pool.used === pool.locals.length) pool.locals.push(this.f.local(type));
+    return pool.locals[pool.used++]!;
+  }
+
+  push64(value: Value): void {
+    if (typeof value === "bigint") this.f.i64(value);
+    else this.f.get(value);
+  }
+
+  push32(bit: Bit): void {
+    if (typeof bit === "boolean") this.f.i32(bit ? 1 : 0);
+    else this.f.get(bit);
+  }
+
+  copy(value: Value): Local {
+    if (typeof value !== "bigint") return value;
+    const local = this.temp("i64");
+    this.f.i64(value).set(local);
+    return local;
+  }
+
+  /** From here on the instruction has effects, and nothing may stop it. */
+  protected commit(): void {
+    this.committed = true;
+  }
+}
+
+function isSize(size: number): size is Size {
+  return size === 1 || size === 2 || size === 4 || size === 8;
+}

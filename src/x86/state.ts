@@ -1,0 +1,120 @@
+// Where lifted code finds a vCPU: byte offsets from the vCPU's base, which every lifted function
+// gets as its first parameter, so that vCPUs share code. And what a lifted function answers.
+//
+// The status flags are kept lazily, in three words that one subtraction and one exclusive-or make
+// (bit 63 stands for the top bit of whatever size the operation had: results are sign-extended):
+//   CF = carry                       ZF = result == 0
+//   OF = carry ^ bit 63 of (x ^ result)   AF = bit 4 of (x ^ result)
+//   SF = bit 63 of result ^ bit 62 of x   PF = even parity of the low byte of (result ^ x >> 8)
+// where x is left ^ right with all but bits 63 and 4 cleared. Bits 62 and 8 of x are set only for
+// the combinations that no arithmetic yields (POPF, SAHF).
+
+export const STATE = {
+  /** Sixteen 64-bit registers by number. */
+  gpr: 0,
+  /** Eight bytes that are always zero: the base, index or segment base that an operand lacks. */
+  zero: 128,
+  rip: 136,
+  carry: 144,
+  result: 152,
+  x: 160,
+  /** RFLAGS without the status flags. */
+  systemFlags: 168,
+  /** Instructions that may still run; a block checks it once, at its start. */
+  budget: 176,
+  fsBase: 184,
+  gsBase: 192,
+  /** Of an access that the TLB did not hold: linear address, then `size | ACCESS << 8`. */
+  missAddress: 208,
+  missAccess: 216,
+  /** Of a region that gave up: its table slot, and the index of the instruction it stopped before. */
+  bailSlot: 220,
+  bailIndex: 224,
+  /** Where the next call or return is recorded, and the end of that buffer: host addresses. */
+  recordNext: 228,
+  recordEnd: 232,
+  /** Why a single step did not simply go on: its ANSWER. */
+  answer: 256,
+  /** Address of the instruction that stopped the machine after it retired. */
+  retiredIp: 264,
+  /** One entry, like those below, for the second read of an instruction that has two. */
+  secondReadTlb: 240,
+  /** 256 entries each of {page i64, addend i32, unused}: `host = wrap(linear) + addend`. */
+  readTlb: 0x1000,
+  writeTlb: 0x2000,
+  /** 1024 entries of {rip i64, slot i32, entry i32}: code to run at an address. */
+  jumpCache: 0x4000,
+  /** 1024 entries of {rip i64, record i32, unused}: decoded instructions. */
+  stepCache: 0x8000,
+  records: 0xc000,
+  size: 0x10000,
+} as const;
+
+export const TLB_ENTRIES = 256;
+export const CACHE_ENTRIES = 1024;
+/** Kinds of access, as `missAccess` has them. */
+export const ACCESS = { read: 0, write: 1, read2: 2 } as const;
+/** No page or instruction address: entries that hold nothing carry it. */
+export const EMPTY_PAGE = 1n;
+/** Not canonical, so no rip equals it. */
+export const EMPTY_RIP = 1n << 62n;
+
+/** The bits of x that arithmetic sets. */
+export const X_MASK = -0x7ffffffffffffff0n; // bits 63 and 4
+
+/** Index into the jump and step caches. */
+export function cacheIndex(rip: number): number {
+  const low = (rip % 2 ** 32) | 0;
+  return (low ^ (low >>> 12)) & (CACHE_ENTRIES - 1);
+}
+
+/**
+ * What lifted code returns. Step functions: `next` and `jumped` mean the instruction retired.
+ * Below `firstRetired` the instruction did not happen and rip still points at it; from there on it did.
+ */
+export const ANSWER = {
+  next: 0,
+  jumped: 1,
+  /** Nothing at rip in the jump cache. */
+  lookup: 2,
+  /** The code at rip was interpreted often enough to be compiled. */
+  hot: 3,
+  /** Nothing at rip in the step cache. */
+  decode: 4,
+  budget: 5,
+  /** A region stopped before an instruction that the interpreter must do. */
+  bail: 6,
+  miss: 7,
+  recordFull: 8,
+  divideError: 9,
+  invalidOpcode: 10,
+  generalProtection: 11,
+  stackFault: 12,
+  unimplemented: 13,
+  firstRetired: 32,
+  hypercall: 32,
+  halt: 33,
+  breakpoint: 34,
+} as const;
+
+/** A decoded instruction in host memory, which step functions take their operands from. */
+export const RECORD = {
+  /** Table slot of the step function for this form. */
+  slot: 0,
+  length: 4,
+  next: 8,
+  target: 16,
+  immediate: 24,
+  displacement: 32,
+  /** Offsets from the vCPU's base of up to three register operands (ah is rax's plus one). */
+  operand: 40,
+  base: 52,
+  index: 56,
+  shift: 60,
+  segment: 64,
+  ip: 72,
+  size: 80,
+} as const;
+
+/** A call or return as recorded: kind, its own rip, the stack slot, the address there. */
+export const EVENT = { kind: 0, ip: 8, slot: 16, address: 24, size: 32, call: 1, return: 2 } as const;
