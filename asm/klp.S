@@ -11,8 +11,8 @@ untraced klp_redirect_handler
 	mov FTRACE_OPS_PRIVATE(%rdx), %rax
 	cmpb $0, KLP_FUNC_TRANSITION(%rax)
 	je 1f
-	# The transition flag is read before the task's state; whoever starts a transition writes them in
-	# the opposite order (kernel/patchState.ts).
+	# The transition flag is read before the task's state. Pairs with whoever starts a transition, who
+	# writes every task's state before the flag.
 	mov %gs:CPU_CURRENT, %rdx
 	cmpl $KLP_PATCHED, TASK_PATCH_STATE(%rdx)
 	jne 2f					# regs->ip stays: the original, just behind its site

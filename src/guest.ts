@@ -1,13 +1,13 @@
 // The guest's own sources: where they are, and the constants generated for them.
 
 import { existsSync, readFileSync } from "node:fs";
-import { dirname, join, relative } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { refuse } from "./base/refuse.ts";
 import { FTRACE_OPS, PT_REGS } from "./ftrace/layout.ts";
 import { SITE_SIZE } from "./ftrace/site.ts";
-import { CONSTANTS, CPU, FILE, FILE_OPERATIONS, TASK } from "./kernel/layout.ts";
-import { KLP_FUNC, PATCH_STATE } from "./livepatch/layout.ts";
+import { CONSTANTS, CPU, FILE, FILE_OPERATIONS, PATCH_STATE, TASK } from "./kernel/layout.ts";
+import { KLP_FUNC } from "./livepatch/layout.ts";
 import { assemblerConstants } from "./machine/struct.ts";
 
 /** The sources that make up the laboratory's kernel, in link order. */
@@ -18,7 +18,7 @@ export const PACKAGE_ROOT = packageRoot();
 
 /** A file of the package, by its path from the root. Refuses a file that is not there. */
 export function readPackageFile(path: string): Uint8Array {
-  return readInput(join(PACKAGE_ROOT, path));
+  return readInput(packagePath(path));
 }
 
 /** Any file, refused with its name and the system's reason if it cannot be read. */
@@ -49,9 +49,9 @@ export function guestOffsets(): string {
   ].join("");
 }
 
-/** For messages: the path as a user would type it from the package's root. */
-export function shortPath(path: string): string {
-  return relative(PACKAGE_ROOT, path);
+/** Where a file of the package is, by its path from the root. */
+export function packagePath(path: string): string {
+  return join(PACKAGE_ROOT, path);
 }
 
 function packageRoot(): string {

@@ -5,14 +5,18 @@
 
 export const REFUSALS = {
   assembly: "{at}: {problem}, in '{text}'; mend that line",
-  "not-a-number": "{option} wants a whole number, not '{text}'; give for example {example}",
+  "not-a-number": "{option} wants a whole number from {least} up, not '{text}'; write it in decimal digits",
+  "not-a-word": "'{text}' is no 64-bit integer; write it in decimal or, with 0x, in hexadecimal",
+  "unknown-bench": "there is no benchmark '{what}'; the one there is: engine",
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
   unmapped: "guest memory at {address} is not mapped; map it first or check the address",
   "site-bytes": "text at {site} is {found}, expected {want}; was it rewritten already?",
   "call-range": "the site at {site} cannot reach {target} with a near call; place them within 2 GiB",
-  "no-fentry": "{func} has no __fentry__ site; compile it with -pg -mfentry -mrecord-mcount or assemble it with `traced`",
+  "no-fentry":
+    "{func} has no __fentry__ site; compile it with -pg -mfentry -mrecord-mcount or assemble it with `traced`",
   "site-is-off": "the site of {func} is not enabled; enable it first",
-  "site-without-function": "{image} records a call site at {site} that is in no function; build its objects again",
+  "site-without-function":
+    "{image} records a call site at {site} that is in no function; build its objects again",
   "too-many-arguments": "{count} arguments; a call takes at most {limit}, in registers",
   unreadable: "{file} cannot be read ({why}); check the path",
   "call-failed": "the call did not return: {what}; check its arguments, or map what it needs",

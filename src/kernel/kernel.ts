@@ -2,8 +2,8 @@
 //
 // All of it lies in guest memory; what is kept here are addresses.
 
-import { type Addr, addr, hex } from "../base/addr.ts";
-import { refuse } from "../base/refuse.ts";
+import { type Addr, addr } from "../base/addr.ts";
+import { bug, refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import { STACK_SIZE, STACKS } from "../image/layout.ts";
 import type { Exit } from "../machine/exit.ts";
@@ -12,7 +12,7 @@ import type { Machine } from "../machine/machine.ts";
 import { StructView } from "../machine/struct.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
 import { RFLAGS_AT_REST } from "../x86/register.ts";
-import { CPU, TASK } from "./layout.ts";
+import { CPU, PATCH_STATE, type PatchState, TASK } from "./layout.ts";
 
 export type TaskView = StructView<keyof typeof TASK.fields>;
 
@@ -56,6 +56,7 @@ export class Kernel {
     this.machine.memory.map(low, STACK_SIZE, { write: true, execute: false, user: false });
     const struct = new StructView(this.machine.memory, TASK, this.heap.allocate(TASK.size, 64));
     struct.set("pid", pid);
+    struct.set("patch_state", PATCH_STATE.KLP_UNDEFINED);
     struct.set("stack", low);
     struct.set("sp", low + STACK_SIZE);
     const task: Task = { struct, pid, stack: { low, high: addr(low + STACK_SIZE) } };
@@ -92,8 +93,13 @@ export class Kernel {
     return exit.kind === "hypercall" && exit.ip === this.image.symbol("lab_call_return").address;
   }
 
-  /** For messages. */
-  describeTask({ pid, stack }: Task): string {
-    return `task ${pid} (stack ${hex(stack.low)})`;
+  patchState({ struct }: Task): PatchState {
+    const value = struct.getNumber("patch_state");
+    const found = (Object.keys(PATCH_STATE) as PatchState[]).find((name) => PATCH_STATE[name] === value);
+    return found ?? bug(`task with patch_state ${value}`);
+  }
+
+  setPatchState({ struct }: Task, state: PatchState): void {
+    struct.set("patch_state", PATCH_STATE[state]);
   }
 }

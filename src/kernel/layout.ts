@@ -5,6 +5,10 @@ import { layout } from "../machine/struct.ts";
 /** A task. Its stack's lowest address is `stack`; `sp` is its stack pointer while it is not running. */
 export const TASK = layout("task", { pid: 4, patch_state: 4, stack: 8, sp: 8 });
 
+/** A task's `patch_state` (Linux include/linux/livepatch.h): undefined outside transitions. */
+export const PATCH_STATE = { KLP_UNDEFINED: -1, KLP_UNPATCHED: 0, KLP_PATCHED: 1 } as const;
+export type PatchState = keyof typeof PATCH_STATE;
+
 /** What gs points at on each vCPU. */
 export const CPU = layout("cpu", { current: 8, number: 4 });
 

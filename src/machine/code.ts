@@ -15,7 +15,7 @@ export function fetch(memory: Memory, ip: Addr): Fetched {
   const first = memory.find(ip);
   if (first?.access.execute !== true) return { kind: "fault", address: ip, present: first !== undefined };
   const here = Math.min(MAX_LENGTH, pageOf(ip) + PAGE_SIZE - ip);
-  const following = here < MAX_LENGTH ? offset(pageOf(ip), PAGE_SIZE) : undefined;
+  const following = here < MAX_LENGTH ? ((pageOf(ip) + PAGE_SIZE) as Addr) : undefined; // perhaps not canonical: not mapped
   const second = following === undefined ? undefined : memory.find(following);
   const length = second?.access.execute === true ? MAX_LENGTH : here;
   const decoded = decode(memory.read(ip, length), ip);

@@ -5,7 +5,7 @@
 
 import { type Addr, PAGE_SIZE, pageOf } from "../base/addr.ts";
 import { ModuleBuilder } from "../wasm/module.ts";
-import type { Instruction, Operand } from "../x86/decode.ts";
+import { type Instruction, MAX_LENGTH, type Operand } from "../x86/decode.ts";
 import { emitStep, formOf } from "../x86/lift/stepEmitter.ts";
 import { definitionOf } from "../x86/lift/table.ts";
 import { RECORD, STATE } from "../x86/state.ts";
@@ -64,7 +64,8 @@ export class Interpreter {
     const first = fetch(this.memory, ip);
     if (first.kind === "fault") return first;
     if (this.free.length < AHEAD) this.dropAll();
-    if (first.kind === "invalid") return this.enter(ip, 1, SLOT.invalid, undefined);
+    // Any of the bytes may be what made it invalid.
+    if (first.kind === "invalid") return this.enter(ip, MAX_LENGTH, SLOT.invalid, undefined);
     const run = [first.instruction];
     for (let last = first.instruction; run.length < AHEAD && definitionOf(last)?.role === "straight"; ) {
       if (this.records.has(last.next)) break;

@@ -58,8 +58,10 @@ export class Memory {
 
   /** Shows the pages of `[of, of + size)` a second time at `at`, with `access` of its own. Both page-aligned. */
   alias(at: Addr, of: Addr, size: number, access: Access): void {
-    for (const page of pagesOf(at, size)) {
-      if (this.pages.has(page)) refuse("already-mapped", { address: hex(page) });
+    const pages = pagesOf(at, size);
+    for (const page of pages) if (this.pages.has(page)) refuse("already-mapped", { address: hex(page) });
+    this.requireMapped(of, size);
+    for (const page of pages) {
       const { frame } = this.pageAt((of + (page - at)) as Addr);
       frame.pages.push(page);
       this.pages.set(page, { frame, access });
@@ -67,6 +69,7 @@ export class Memory {
   }
 
   unmap(at: Addr, size: number): void {
+    this.requireMapped(at, size);
     for (const page of pagesOf(at, size)) {
       const { frame } = this.pageAt(page);
       if (frame.code) this.listener.codeWritten(page, PAGE_SIZE);
@@ -78,6 +81,7 @@ export class Memory {
   }
 
   protect(at: Addr, size: number, access: Access): void {
+    this.requireMapped(at, size);
     for (const page of pagesOf(at, size)) {
       const { frame } = this.pageAt(page);
       if (frame.code) this.listener.codeWritten(page, PAGE_SIZE);
@@ -135,6 +139,12 @@ export class Memory {
     return this.pages.get(pageOf(at)) ?? refuse("unmapped", { address: hex(at) });
   }
 
+  /** Nothing is half-done: what changes several pages asks for all of them first. */
+  private requireMapped(at: Addr, size: number): void {
+    for (const page of pagesOf(at, size))
+      if (!this.pages.has(page)) refuse("unmapped", { address: hex(page < at ? at : page) });
+  }
+
   private reportCode(frame: Frame, offset: number, size: number): void {
     for (const page of frame.pages) this.listener.codeWritten((page + offset) as Addr, size);
   }
@@ -144,9 +154,7 @@ export class Memory {
     size: number,
     visit: (host: HostAddress, done: number, length: number, frame: Frame) => void,
   ): void {
-    // Nothing is half-written: all pages are looked up first.
-    for (const page of pagesOf(at, size))
-      if (!this.pages.has(page)) refuse("unmapped", { address: hex(page < at ? at : page) });
+    this.requireMapped(at, size);
     for (let done = 0; done < size; ) {
       const here = (at + done) as Addr;
       const within = here - pageOf(here);

@@ -75,7 +75,7 @@ export class Tlb {
       const mapped = this.memory.find(page);
       if (mapped === undefined || (write && !mapped.access.write)) {
         const errorCode = (mapped ? PAGE_FAULT.present : 0) | (write ? PAGE_FAULT.write : 0);
-        return { vector: "#PF", errorCode, address: page < at ? at : page, size };
+        return { vector: "#PF", errorCode, address: Math.max(page, at) as Addr, size };
       }
       code ||= mapped.frame.code;
     }

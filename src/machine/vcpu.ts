@@ -148,7 +148,8 @@ export class Vcpu {
         const exit = this.runGranted();
         if (exit !== undefined) return exit;
         left -= this.granted;
-        if (left <= 0) return { kind: "budget", ip: this.rip };
+        // Whoever gets both hears of the address, whether it was met in a region or in the interpreter.
+        if (left <= 0) return { kind: this.rip === until ? "reached" : "budget", ip: this.rip };
         this.grant(Math.min(left, SLICE));
       }
     } finally {

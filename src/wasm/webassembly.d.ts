@@ -2,7 +2,7 @@
 // library, whose globals have no place in this program.
 
 declare namespace WebAssembly {
-  type ExportValue = Function | Memory | Table;
+  type ExportValue = ((...args: never[]) => unknown) | Memory | Table;
 
   class Module {
     constructor(bytes: Uint8Array<ArrayBuffer>);

@@ -4,7 +4,7 @@
 // checked; statements, symbols, sections, relaxation and relocations are ours. Refuses ("assembly") with file,
 // line, text and cause; never makes bytes that decode to anything but what was written.
 
-import { Assembly, type AssembleOptions } from "./assemble/assembly.ts";
+import { type AssembleOptions, Assembly } from "./assemble/assembly.ts";
 import { InstructionEncoder } from "./assemble/encode.ts";
 import { KeystoneEncoder } from "./assemble/keystone.ts";
 import type { ObjectFile } from "./object.ts";
@@ -42,6 +42,10 @@ export async function loadAssembler(): Promise<Assembler> {
 }
 
 /** `loadAssembler` and `Assembler.assemble` in one. */
-export async function assemble(name: string, text: string, options: AssembleOptions = {}): Promise<ObjectFile> {
+export async function assemble(
+  name: string,
+  text: string,
+  options: AssembleOptions = {},
+): Promise<ObjectFile> {
   return (await loadAssembler()).assemble(name, text, options);
 }

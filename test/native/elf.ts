@@ -1,14 +1,14 @@
-// A static ELF64 executable around one piece of position-dependent code.
+// A static ELF64 executable around one piece of position-independent code.
 //
 // One segment, readable and executable, file offset 0 at LOAD_ADDRESS (System V gABI, chapters 4 and 5).
 
 /** Where the file is mapped. */
-export const LOAD_ADDRESS = 0x40_0000;
+const LOAD_ADDRESS = 0x40_0000;
 const HEADERS = 64 + 56;
 /** Where the code's first byte is, which is also the entry point. */
-export const TEXT_ADDRESS = LOAD_ADDRESS + HEADERS;
+const TEXT_ADDRESS = LOAD_ADDRESS + HEADERS;
 
-/** The executable file of `text`, which was linked at TEXT_ADDRESS and is entered at its first byte. */
+/** The executable file of `text`, which is entered at its first byte. */
 export function executable(text: Uint8Array): Uint8Array {
   const file = new Uint8Array(HEADERS + text.length);
   const view = new DataView(file.buffer);

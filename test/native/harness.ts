@@ -1,9 +1,23 @@
-// DEV: GNU as until our assembler is there
-import { execFileSync } from "node:child_process";
+// harness.S as machine code, by our own assembler: the test needs no toolchain.
+
 import { readFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
-export async function harnessText(): Promise<Uint8Array> {
-  execFileSync("as", ["-o", "/tmp/h.o", fileURLToPath(new URL("harness.S", import.meta.url))]);
-  execFileSync("objcopy", ["-O", "binary", "-j", ".text", "/tmp/h.o", "/tmp/h.bin"]);
-  return readFileSync("/tmp/h.bin");
+import { assemble } from "../../src/x86/assemble.ts";
+
+let text: Promise<Uint8Array> | undefined;
+
+/** The harness's bytes, which run at any address. Assembled once. */
+export function harnessText(): Promise<Uint8Array> {
+  text ??= assembleHarness();
+  return text;
+}
+
+async function assembleHarness(): Promise<Uint8Array> {
+  const { sections } = await assemble(
+    "harness.S",
+    readFileSync(new URL("harness.S", import.meta.url), "utf8"),
+  );
+  const found = sections.find(({ name }) => name === ".text");
+  if (found === undefined || found.relocations.length > 0)
+    throw new Error("harness.S must be one .text without relocations");
+  return found.bytes;
 }

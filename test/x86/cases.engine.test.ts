@@ -25,7 +25,9 @@ describe.each(Object.keys(ENGINES))("%s", (name) => {
 const PRIVILEGED = [Mnemonic.Cli, Mnemonic.Sti, Mnemonic.Hlt, Mnemonic.Vmcall];
 
 test("every instruction that is lifted has cases", () => {
-  const covered = new Set(loadCases().flatMap(({ bytes }) => decodeAll(bytes).map(({ mnemonic }) => mnemonic)));
+  const covered = new Set(
+    loadCases().flatMap(({ bytes }) => decodeAll(bytes).map(({ mnemonic }) => mnemonic)),
+  );
   for (const mnemonic of PRIVILEGED) covered.add(mnemonic);
   const without = liftedMnemonics().filter((mnemonic) => !covered.has(mnemonic));
   expect(without.map((mnemonic) => Mnemonic[mnemonic])).toEqual([]);

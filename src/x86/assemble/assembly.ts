@@ -4,10 +4,10 @@
 // Every refusal carries the place of its statement, and the way there through macros.
 
 import type { ObjectFile } from "../object.ts";
+import { Condition } from "./condition.ts";
 import { assignSymbol, DIRECTIVES, type DirectiveContext, flagsByName, isIgnored } from "./directive.ts";
 import type { InstructionEncoder } from "./encode.ts";
-import { absolute, evaluate, type Expression, parseExpression } from "./expression.ts";
-import { Condition } from "./condition.ts";
+import { absolute, type Expression, evaluate, parseExpression } from "./expression.ts";
 import { fail, type Statement, within } from "./fault.ts";
 import { emitInstruction } from "./instruction.ts";
 import { layOut } from "./layout.ts";
@@ -67,7 +67,8 @@ export class Assembly implements DirectiveContext {
 
   expression(text: string): Expression {
     return parseExpression(text, (name) => {
-      if (name === ".") return { kind: "symbol", symbol: SymbolTable.anonymous(this.section.here, this.statement) };
+      if (name === ".")
+        return { kind: "symbol", symbol: SymbolTable.anonymous(this.section.here, this.statement) };
       if (name.includes("@")) fail(`'${name}': only branches take a suffix, @PLT`);
       const symbol = this.symbols.mention(name, this.statement);
       symbol.referenced = true;
@@ -117,7 +118,8 @@ export class Assembly implements DirectiveContext {
       if (statement) return statement;
       this.readings.pop();
       const open = this.conditions.at(-1);
-      if (open && this.conditions.length > reading.depth) within(open.statement, () => fail("condition without .endif"));
+      if (open && this.conditions.length > reading.depth)
+        within(open.statement, () => fail("condition without .endif"));
     }
   }
 
@@ -127,19 +129,29 @@ export class Assembly implements DirectiveContext {
     if (label) {
       this.symbols.define(label[1] ?? label[2]!, this.section.here, this.statement);
       const rest = text.slice(label[0].length).trim();
-      return rest === "" ? undefined : this.handle(rest);
+      if (rest !== "") this.handle(rest);
+      return;
     }
     const [, word = "", rest = ""] = /^([\w.$]+)\s*(.*)$/s.exec(text) ?? [];
-    if (Condition.handles(word)) return this.condition(word, rest);
-    if (skipping) return;
-    const assignment = /^([A-Za-z_.$][\w.$]*)\s*==?\s*([^=].*)$/s.exec(text);
-    if (assignment) return assignSymbol(this, assignment[1]!, assignment[2]!, text.includes("=="));
+    if (Condition.handles(word)) this.condition(word, rest);
+    else if (!skipping) this.execute(text, word, rest);
+  }
+
+  private execute(text: string, word: string, rest: string): void {
+    const assignment = /^([A-Za-z_.$][\w.$]*)\s*(==?)\s*([^=].*)$/s.exec(text);
     const macro = this.macros.get(word);
-    if (macro) return this.read(expandMacro(macro, rest, this.expansions++, this.statement));
-    if (!word.startsWith(".")) return emitInstruction(this.section, { ...this.statement, text }, (piece) => this.expression(piece), this.encoder);
     const directive = DIRECTIVES[word];
-    if (directive) return directive(this, rest);
-    if (!isIgnored(word)) this.control(word, rest);
+    if (assignment) assignSymbol(this, assignment[1]!, assignment[3]!, assignment[2] === "==");
+    else if (macro) this.read(expandMacro(macro, rest, this.expansions++, this.statement));
+    else if (directive) directive(this, rest);
+    else if (word.startsWith(".")) this.control(word, rest);
+    else
+      emitInstruction(
+        this.section,
+        { ...this.statement, text },
+        (piece) => this.expression(piece),
+        this.encoder,
+      );
   }
 
   private condition(word: string, rest: string): void {
@@ -156,44 +168,32 @@ export class Assembly implements DirectiveContext {
 
   /** Directives that decide what is read next. */
   private control(word: string, rest: string): void {
-    switch (word) {
-      case ".macro": {
-        const macro = defineMacro(rest, this.collect(".macro", [".macro"], ".endm"));
-        if (this.macros.has(macro.name)) fail(`macro '${macro.name}' is already defined`);
-        this.macros.set(macro.name, macro);
-        return;
-      }
-      case ".purgem":
-        if (!this.macros.delete(rest)) fail(`there is no macro '${rest}'`);
-        return;
-      case ".exitm": {
-        const inner = this.readings.at(-1)!;
-        inner.next = inner.statements.length;
-        this.conditions.length = inner.depth;
-        return;
-      }
-      case ".rept": {
-        const body = this.collect(word, REPETITIONS, ".endr");
-        const count = this.number(rest);
-        if (count < 0 || count * body.length > 1_000_000) fail(`${count} is not a sensible repetition`);
-        return this.read(repeatBody(null, new Array<string>(count).fill(""), body, this.expansions, this.statement));
-      }
-      case ".irp":
-      case ".irpc": {
-        const { name, values } = parseIteration(rest, word === ".irpc");
-        return this.read(repeatBody(name, values, this.collect(word, REPETITIONS, ".endr"), this.expansions, this.statement));
-      }
-      case ".include": {
-        const path = new TextDecoder().decode(parseString(rest));
-        const text = this.options.include?.(path) ?? fail(`cannot find '${path}' to include`);
-        return this.read(readStatements(path, text));
-      }
-      case ".endm":
-      case ".endr":
-        return fail(`${word} without its beginning`);
-      default:
-        return fail(`unknown directive '${word}'`);
-    }
+    const expanded = (name: string | null, values: readonly string[], body: readonly Statement[]) =>
+      this.read(repeatBody(name, values, body, this.expansions, this.statement));
+    if (word === ".macro") {
+      const macro = defineMacro(rest, this.collect(word, [word], ".endm"));
+      if (this.macros.has(macro.name)) fail(`macro '${macro.name}' is already defined`);
+      this.macros.set(macro.name, macro);
+    } else if (word === ".purgem") {
+      if (!this.macros.delete(rest)) fail(`there is no macro '${rest}'`);
+    } else if (word === ".exitm") {
+      const inner = this.readings.at(-1)!;
+      inner.next = inner.statements.length;
+      this.conditions.length = inner.depth;
+    } else if (word === ".rept") {
+      const body = this.collect(word, REPETITIONS, ".endr");
+      const count = this.number(rest);
+      if (count < 0 || count * body.length > 1_000_000) fail(`${count} is not a sensible repetition`);
+      expanded(null, new Array<string>(count).fill(""), body);
+    } else if (word === ".irp" || word === ".irpc") {
+      const { name, values } = parseIteration(rest, word === ".irpc");
+      expanded(name, values, this.collect(word, REPETITIONS, ".endr"));
+    } else if (word === ".include") {
+      const path = new TextDecoder().decode(parseString(rest));
+      const text = this.options.include?.(path) ?? fail(`cannot find '${path}' to include`);
+      this.read(readStatements(path, text));
+    } else if (word === ".endm" || word === ".endr") fail(`${word} without its beginning`);
+    else if (!isIgnored(word)) fail(`unknown directive '${word}'`);
   }
 
   /** The statements up to the `end` that closes this block; blocks of the same kind nest. */

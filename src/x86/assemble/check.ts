@@ -3,10 +3,26 @@
 // An encoding passes when it is one instruction of the asked name, with the asked registers, numbers,
 // addresses and operand size. Different encodings of the same instruction pass alike.
 
-import { Decoder, Formatter, FormatterSyntax, type Instruction, MemorySizeExt, Mnemonic, OpKind, Register } from "iced-x86";
+import {
+  Decoder,
+  Formatter,
+  FormatterSyntax,
+  type Instruction,
+  MemorySizeExt,
+  Mnemonic,
+  OpKind,
+  Register,
+} from "iced-x86";
 import { hexBytes } from "../../base/bytes.ts";
 import { fail } from "./fault.ts";
-import { COMMUTES, hasImpliedOperands, intelNames, SUFFIXES, TAKES_NO_SUFFIX, TAKES_WORDS } from "./mnemonic.ts";
+import {
+  COMMUTES,
+  hasImpliedOperands,
+  intelNames,
+  SUFFIXES,
+  TAKES_NO_SUFFIX,
+  TAKES_WORDS,
+} from "./mnemonic.ts";
 import { isDefaultSegment, type MemoryOperand, type Operand } from "./operand.ts";
 
 /** One instruction to encode, all numbers known. */
@@ -33,7 +49,11 @@ export function checkEncoding(ask: Ask, bytes: Uint8Array): Encoding {
     return {
       bytes,
       displacement: { offset: offsets.displacementOffset, size: offsets.displacementSize },
-      immediate: { offset: offsets.immediateOffset, size: offsets.immediateSize, signExtended: isSignExtended(instruction) },
+      immediate: {
+        offset: offsets.immediateOffset,
+        size: offsets.immediateSize,
+        signExtended: isSignExtended(instruction),
+      },
     };
   } finally {
     offsets.free();
@@ -60,7 +80,8 @@ function describe(instruction: Instruction): string {
 }
 
 function isSignExtended(instruction: Instruction): boolean {
-  for (let i = 0; i < instruction.opCount; i++) if (instruction.opKind(i) === OpKind.Immediate32to64) return true;
+  for (let i = 0; i < instruction.opCount; i++)
+    if (instruction.opKind(i) === OpKind.Immediate32to64) return true;
   return false;
 }
 
@@ -78,14 +99,26 @@ function difference(ask: Ask, instruction: Instruction, length: number): string 
   const width = SUFFIXES[match.suffix];
   const memory = ask.operands.some((operand) => operand.kind === "memory");
   const far = ask.mnemonic.startsWith("l") && (name === "call" || name === "jmp");
-  if (width && memory && !far && !/^(nop|lea)$/.test(name) && MemorySizeExt.size(instruction.memorySize) !== width)
+  if (
+    width &&
+    memory &&
+    !far &&
+    !/^(nop|lea)$/.test(name) &&
+    MemorySizeExt.size(instruction.memorySize) !== width
+  )
     return `operand size is not that of '${ask.mnemonic}'`;
   return null;
 }
 
 /** `xchg %ax, %ax` is a NOP. */
 function isNop({ mnemonic, operands: [a, b] }: Ask, name: string): boolean {
-  return name === "nop" && mnemonic.startsWith("xchg") && a?.kind === "register" && b?.kind === "register" && a.name === b.name;
+  return (
+    name === "nop" &&
+    mnemonic.startsWith("xchg") &&
+    a?.kind === "register" &&
+    b?.kind === "register" &&
+    a.name === b.name
+  );
 }
 
 interface Decoded {
@@ -114,7 +147,10 @@ function explicitOperands(instruction: Instruction, length: number): Decoded[] {
     const width = WIDTH_OF_IMMEDIATE.get(kind);
     if (width) decoded.push({ operand: { kind: "immediate", value: instruction.immediate(i) }, width });
     else if (kind === OpKind.Register)
-      decoded.push({ operand: { kind: "register", name: registerName(instruction.opRegister(i)), indirect: false }, width: 0 });
+      decoded.push({
+        operand: { kind: "register", name: registerName(instruction.opRegister(i)), indirect: false },
+        width: 0,
+      });
     else decoded.push({ operand: memoryOf(instruction, kind, length), width: 0 });
   }
   return instruction.mnemonic === Mnemonic.Enter ? decoded : decoded.reverse();
@@ -122,11 +158,14 @@ function explicitOperands(instruction: Instruction, length: number): Decoded[] {
 
 /** As AT&T spells it; iced-x86 says R8L where others say r8b. */
 function registerName(register: Register): string {
-  return Register[register]!.toLowerCase().replace(/^(r\d+)l$/, "$1b").replace(/^st(\d)$/, "st($1)");
+  return Register[register]!.toLowerCase()
+    .replace(/^(r\d+)l$/, "$1b")
+    .replace(/^st(\d)$/, "st($1)");
 }
 
 function memoryOf(instruction: Instruction, kind: OpKind, length: number): MemoryOperand<bigint> {
-  const register = (number: Register): string | null => (number === Register.None ? null : registerName(number));
+  const register = (number: Register): string | null =>
+    number === Register.None ? null : registerName(number);
   const string = /^Memory(?:Seg|ES)([RE]?[SD]I)$/.exec(OpKind[kind]!)?.[1];
   const base = string ? string.toLowerCase() : register(instruction.memoryBase);
   const rip = base === "rip" || base === "eip";
@@ -136,13 +175,16 @@ function memoryOf(instruction: Instruction, kind: OpKind, length: number): Memor
     base,
     index: string ? null : register(instruction.memoryIndex),
     scale: (string ? 1 : instruction.memoryIndexScale) as 1 | 2 | 4 | 8,
-    displacement: string ? 0n : BigInt.asIntN(64, instruction.memoryDisplacement) - (rip ? BigInt(length) : 0n),
+    displacement: string
+      ? 0n
+      : BigInt.asIntN(64, instruction.memoryDisplacement) - (rip ? BigInt(length) : 0n),
     indirect: false,
   };
 }
 
 function sameOperands(asked: readonly Operand<bigint>[], decoded: readonly Decoded[], name: string): boolean {
-  const all = (list: readonly Operand<bigint>[]) => list.length === decoded.length && list.every((operand, i) => sameOperand(operand, decoded[i]!, name));
+  const all = (list: readonly Operand<bigint>[]) =>
+    list.length === decoded.length && list.every((operand, i) => sameOperand(operand, decoded[i]!, name));
   if (all(asked) || (COMMUTES.has(name) && all([...asked].reverse()))) return true;
   if (!hasImpliedOperands(name)) return false;
   let at = 0;
@@ -155,19 +197,23 @@ function sameOperands(asked: readonly Operand<bigint>[], decoded: readonly Decod
 function sameOperand(asked: Operand<bigint>, { operand, width }: Decoded, name: string): boolean {
   if (asked.kind === "register") {
     const register = asked.name.replace(/^db/, "dr");
-    const names = TAKES_WORDS.has(name) ? [register, `e${register}`, register.replace(/w$/, "d")] : [register];
+    const names = TAKES_WORDS.has(name)
+      ? [register, `e${register}`, register.replace(/w$/, "d")]
+      : [register];
     return operand.kind === "register" && names.includes(operand.name);
   }
   if (asked.kind === "immediate") {
     if (operand.kind !== "immediate") return false;
     const bits = 8 * width;
-    const fits = width === 8 || (asked.value >= -(2n ** BigInt(bits - 1)) && asked.value < 2n ** BigInt(bits));
+    const fits =
+      width === 8 || (asked.value >= -(2n ** BigInt(bits - 1)) && asked.value < 2n ** BigInt(bits));
     return fits && BigInt.asUintN(bits, asked.value) === BigInt.asUintN(bits, operand.value);
   }
   if (operand.kind !== "memory") return false;
   const bits = /^e|d$/.test(asked.base ?? asked.index ?? "") ? 32 : 64;
   const written = asked.segment && !isDefaultSegment(asked.segment, asked.base) ? asked.segment : null;
-  const segment = operand.segment && !isDefaultSegment(operand.segment, operand.base) ? operand.segment : null;
+  const segment =
+    operand.segment && !isDefaultSegment(operand.segment, operand.base) ? operand.segment : null;
   return (
     (written === segment || (written === null && segment === "es" && /di$/.test(operand.base ?? ""))) &&
     asked.base === operand.base &&

@@ -2,7 +2,7 @@
 //
 // A condition inside one that does not hold is not looked at, only counted. Refuses a second `.else`.
 
-import { type DirectiveContext } from "./directive.ts";
+import type { DirectiveContext } from "./directive.ts";
 import { fail, type Statement } from "./fault.ts";
 
 type Test = (text: string, context: DirectiveContext) => boolean;

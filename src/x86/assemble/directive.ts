@@ -4,8 +4,8 @@
 
 import type { RelocationType } from "../object.ts";
 import { type Expression, numberExpression, tryAbsolute } from "./expression.ts";
-import { store } from "./field.ts";
 import { fail, type Statement } from "./fault.ts";
+import { store } from "./field.ts";
 import { distanceNow, type SectionBuilder, type SectionFlags } from "./section.ts";
 import { parseString, splitCommas } from "./source.ts";
 import type { SymbolTable } from "./symbol.ts";
@@ -28,7 +28,10 @@ export interface DirectiveContext {
 
 type Directive = (context: DirectiveContext, text: string) => void;
 
-const FIELD_TYPES: Readonly<Record<number, RelocationType | undefined>> = { 4: "R_X86_64_32", 8: "R_X86_64_64" };
+const FIELD_TYPES: Readonly<Record<number, RelocationType | undefined>> = {
+  4: "R_X86_64_32",
+  8: "R_X86_64_64",
+};
 
 function data(size: 1 | 2 | 4 | 8): Directive {
   return (context, text) => {
@@ -53,7 +56,10 @@ function ascii(end: readonly number[]): Directive {
 /** A run of `count` times `fill`; its length may wait for layout. */
 function emitRun({ section, statement }: DirectiveContext, count: Expression, fill: readonly number[]): void {
   const number = tryAbsolute(count, distanceNow);
-  if (number === null) return section.append({ kind: "run", count, fill, statement });
+  if (number === null) {
+    section.append({ kind: "run", count, fill, statement });
+    return;
+  }
   if (number > 1n << 28n) fail(`${number} is too large a repetition`);
   const bytes: number[] = [];
   for (let i = 0; i < Number(number); i++) bytes.push(...fill);
@@ -71,7 +77,8 @@ function align(toBytes: (number: number) => number): Directive {
     const [number = "", fill = "", most = ""] = splitCommas(text);
     const to = toBytes(number === "" ? 0 : context.number(number));
     if (to === 0) return;
-    if (to < 1 || !Number.isInteger(Math.log2(to)) || to > 1 << 30) fail(`alignment ${to} is not a power of two`);
+    if (to < 1 || !Number.isInteger(Math.log2(to)) || to > 1 << 30)
+      fail(`alignment ${to} is not a power of two`);
     const { section } = context;
     const byte = fill === "" ? null : context.number(fill) & 0xff;
     const asNops = section.flags.execute && (byte === null || byte === 0x90);
@@ -95,7 +102,9 @@ const KINDS: Readonly<Record<string, "func" | "object" | "none">> = {
 };
 
 const type: Directive = ({ symbols, statement }, text) => {
-  const [, name, kind] = /^(\S+?)\s*(?:,\s*|\s+)[@%"#]?(\w+)"?$/.exec(text) ?? fail("expected a name and a type such as @function");
+  const [, name, kind] =
+    /^(\S+?)\s*(?:,\s*|\s+)[@%"#]?(\w+)"?$/.exec(text) ??
+    fail("expected a name and a type such as @function");
   const symbol = symbols.mention(name!, statement);
   symbol.kind = KINDS[kind!] ?? fail(`'${kind}' is not a symbol type; use @function, @object or @notype`);
 };
@@ -124,7 +133,10 @@ function assign(once: boolean): Directive {
 
 /** `name = value`; `.` as a name moves the current place forward. */
 export function assignSymbol(context: DirectiveContext, name: string, value: string, once: boolean): void {
-  if (name === ".") return org(context, value);
+  if (name === ".") {
+    org(context, value);
+    return;
+  }
   if (!/^[A-Za-z_.$][\w.$]*$/.test(name)) fail(`'${name}' is not a symbol's name`);
   if (once && context.symbols.find(name)?.definedAt) fail(`'${name}' already has a value`);
   const expression = context.expression(value);
@@ -135,7 +147,12 @@ export function assignSymbol(context: DirectiveContext, name: string, value: str
 const org: Directive = (context, text) => {
   const [to = "", fill = "0"] = splitCommas(text);
   const { statement } = context;
-  context.section.append({ kind: "org", to: context.expression(to), fill: context.number(fill) & 0xff, statement });
+  context.section.append({
+    kind: "org",
+    to: context.expression(to),
+    fill: context.number(fill) & 0xff,
+    statement,
+  });
 };
 
 const fill: Directive = (context, text) => {
@@ -143,7 +160,8 @@ const fill: Directive = (context, text) => {
   const width = Math.min(context.number(size === "" ? "1" : size), 8);
   const unit: number[] = new Array<number>(Math.max(width, 0)).fill(0);
   // GNU as keeps the low four bytes of the value, whatever the size.
-  for (let i = 0; i < Math.min(width, 4); i++) unit[i] = (context.number(value === "" ? "0" : value) >> (8 * i)) & 0xff;
+  for (let i = 0; i < Math.min(width, 4); i++)
+    unit[i] = (context.number(value === "" ? "0" : value) >> (8 * i)) & 0xff;
   emitRun(context, context.expression(count), unit);
 };
 
@@ -175,7 +193,8 @@ const section: Directive = (context, text) => {
 };
 
 function named(name: string): Directive {
-  return (context, text) => (text === "" || text === "0" ? context.enter(name, null) : fail("subsections are not supported"));
+  return (context, text) =>
+    text === "" || text === "0" ? context.enter(name, null) : fail("subsections are not supported");
 }
 
 export { flagsByName };
@@ -228,5 +247,7 @@ export const DIRECTIVES: Readonly<Record<string, Directive>> = {
 
 /** Directives about visibility, debugging and syntax that change nothing here. */
 export function isIgnored(directive: string): boolean {
-  return /^\.(cfi_\w+|file|loc|ident|code64|att_syntax|hidden|protected|internal|version|warning|print|arch|loc_mark_labels)$/.test(directive);
+  return /^\.(cfi_\w+|file|loc|ident|code64|att_syntax|hidden|protected|internal|version|warning|print|arch|loc_mark_labels)$/.test(
+    directive,
+  );
 }

@@ -2,8 +2,8 @@
 //
 // Where Keystone's encoding differs from GNU as's, it is brought to it here as far as that is one rewrite.
 
-import { fail } from "./fault.ts";
 import { type Ask, checkEncoding, type Encoding } from "./check.ts";
+import { fail } from "./fault.ts";
 import { encodeForm } from "./forms.ts";
 import type { KeystoneEncoder } from "./keystone.ts";
 import { NEEDS_SIZE, SUFFIXES } from "./mnemonic.ts";
@@ -34,7 +34,9 @@ export class InstructionEncoder {
     const absolute = ask.operands.find((operand) => operand.kind === "memory" && isAbsolute(operand));
     if (!absolute || ask.mnemonic.startsWith("movabs")) return this.keystone.encode(showAsk(ask));
     // Keystone makes absolute addresses rip-relative or eight bytes long: ask for rip and rewrite the ModRM byte.
-    const operands = ask.operands.map((operand) => (operand === absolute ? { ...operand, base: "rip" } : operand));
+    const operands = ask.operands.map((operand) =>
+      operand === absolute ? { ...operand, base: "rip" } : operand,
+    );
     const relative = { ...ask, operands };
     const { bytes, displacement } = checkEncoding(relative, this.keystone.encode(showAsk(relative)));
     const modrm = displacement.offset - 1;
@@ -73,10 +75,16 @@ function showNumber(value: bigint): string {
 function respell(ask: Ask): Ask {
   const { mnemonic, operands } = ask;
   const [first, last] = [operands[0], operands.at(-1)];
-  if (mnemonic === "int" && first?.kind === "immediate" && first.value === 3n) return { mnemonic: "int3", operands: [] };
+  if (mnemonic === "int" && first?.kind === "immediate" && first.value === 3n)
+    return { mnemonic: "int3", operands: [] };
   if (/^(enterq|verrw|verww)$/.test(mnemonic)) return { mnemonic: mnemonic.slice(0, -1), operands };
   // Keystone takes eight bytes for any number that `mov` moves to a 64-bit register.
-  if (mnemonic === "mov" && first?.kind === "immediate" && last?.kind === "register" && registerWidth(last.name) === 8)
+  if (
+    mnemonic === "mov" &&
+    first?.kind === "immediate" &&
+    last?.kind === "register" &&
+    registerWidth(last.name) === 8
+  )
     return first.value === BigInt.asIntN(32, first.value) ? { mnemonic: "movq", operands } : ask;
   // Selectors have 16 bits: as in GNU as the 32-bit form serves, but for storing 16 bits into a register.
   const segment = operands.findIndex((operand) => operand.kind === "register" && isSegment(operand.name));
@@ -85,11 +93,18 @@ function respell(ask: Ask): Ask {
     const suffix = SUFFIXES[mnemonic.slice(3)];
     const width = other.kind === "register" ? registerWidth(other.name) : 2;
     if (suffix && width !== suffix) fail(`'${mnemonic}' does not fit its operands`);
-    return { mnemonic: "mov", operands: operands.map((operand) => as32(operand, segment === 1 ? [2, 8] : [8])) };
+    return {
+      mnemonic: "mov",
+      operands: operands.map((operand) => as32(operand, segment === 1 ? [2, 8] : [8])),
+    };
   }
-  if (mnemonic.startsWith("xchg") && [first, last].every((operand) => operand?.kind === "register" && operand.name === "rax"))
+  if (
+    mnemonic.startsWith("xchg") &&
+    [first, last].every((operand) => operand?.kind === "register" && operand.name === "rax")
+  )
     return { mnemonic: "nop", operands: [] };
-  if (/^(sldt|str)$/.test(mnemonic)) return { mnemonic, operands: operands.map((operand) => as32(operand, [8])) };
+  if (/^(sldt|str)$/.test(mnemonic))
+    return { mnemonic, operands: operands.map((operand) => as32(operand, [8])) };
   if (/^(lar|lsl)$/.test(mnemonic) && first && last?.kind === "register" && registerWidth(last.name) === 4)
     return { mnemonic, operands: [as32(first, [2]), last] };
   return ask;
@@ -109,7 +124,9 @@ function as32(operand: Operand<bigint>, widths: readonly number[]): Operand<bigi
 function refuseUnsized({ mnemonic, operands }: Ask): void {
   if (!NEEDS_SIZE.has(mnemonic) || !operands.some((operand) => operand.kind === "memory")) return;
   const counts = /^(sh|sa|ro|rc)[lr]$/.test(mnemonic); // a count in %cl says nothing of the size
-  const sized = !/^mov[sz]x$/.test(mnemonic) && operands.some((operand) => operand.kind === "register" && !(counts && operand.name === "cl"));
+  const sized =
+    !/^mov[sz]x$/.test(mnemonic) &&
+    operands.some((operand) => operand.kind === "register" && !(counts && operand.name === "cl"));
   if (!sized) fail(`'${mnemonic}' needs a size suffix here: b, w, l or q`);
 }
 
@@ -118,7 +135,9 @@ function refuseHighByte({ operands }: Ask): void {
   const registers = operands.flatMap((operand) => (operand.kind === "register" ? [operand.name] : []));
   const high = registers.find(isHighByte);
   if (!high) return;
-  const address = operands.flatMap((operand) => (operand.kind === "memory" ? [operand.base ?? "", operand.index ?? ""] : []));
+  const address = operands.flatMap((operand) =>
+    operand.kind === "memory" ? [operand.base ?? "", operand.index ?? ""] : [],
+  );
   const extended =
     registers.find((name) => /^(spl|bpl|sil|dil)$|^r\d/.test(name) || registerWidth(name) === 8) ??
     address.find((name) => /^r\d/.test(name));

@@ -12,7 +12,12 @@ export type Expression =
   | { readonly kind: "number"; readonly value: bigint }
   | { readonly kind: "symbol"; readonly symbol: SourceSymbol }
   | { readonly kind: "unary"; readonly operator: string; readonly of: Expression }
-  | { readonly kind: "binary"; readonly operator: string; readonly left: Expression; readonly right: Expression };
+  | {
+      readonly kind: "binary";
+      readonly operator: string;
+      readonly left: Expression;
+      readonly right: Expression;
+    };
 
 /** `number` plus the symbols of `plus` less those of `minus`. */
 export interface Value {
@@ -74,7 +79,8 @@ function shiftCount(count: bigint): bigint {
 
 export const numberExpression = (value: bigint): Expression => ({ kind: "number", value });
 
-const TOKEN = /\s*(0[xX][0-9a-fA-F]+|0[bB][01]+(?![0-9bf])|\d+[bf](?![\w.$])|\d+|[A-Za-z_.$][\w.$]*(?:@\w+)?|\|\||&&|==|<>|!=|<=|>=|<<|>>|[-+*/%&|^~!()<>])/y;
+const TOKEN =
+  /\s*(0[xX][0-9a-fA-F]+|0[bB][01]+(?![0-9bf])|\d+[bf](?![\w.$])|\d+|[A-Za-z_.$][\w.$]*(?:@\w+)?|\|\||&&|==|<>|!=|<=|>=|<<|>>|[-+*/%&|^~!()<>])/y;
 
 /** Splits `text`; strings of tokens keep their spelling. Throws Fault at the first character that starts none. */
 function tokenize(text: string): string[] {
@@ -89,14 +95,21 @@ function tokenize(text: string): string[] {
       continue;
     }
     const quote = at + text.slice(at).search(/\S/);
-    if (text[quote] !== "'" || quote + 1 >= text.length) fail(`cannot read '${text.slice(quote)}' in an expression`);
+    if (text[quote] !== "'" || quote + 1 >= text.length)
+      fail(`cannot read '${text.slice(quote)}' in an expression`);
     at = endOfCharacter(text, quote);
     tokens.push(text.slice(quote, at));
   }
   return tokens;
 }
 
-const CHARACTERS: Record<string, string> = { "\\n": "\n", "\\t": "\t", "\\r": "\r", "\\b": "\b", "\\f": "\f" };
+const CHARACTERS: Record<string, string> = {
+  "\\n": "\n",
+  "\\t": "\t",
+  "\\r": "\r",
+  "\\b": "\b",
+  "\\f": "\f",
+};
 
 function numberOf(token: string): bigint | null {
   if (token.startsWith("'")) {
@@ -105,7 +118,8 @@ function numberOf(token: string): bigint | null {
     return BigInt(char.codePointAt(0)!);
   }
   if (!/^\d/.test(token)) return null;
-  if (/^0\d/.test(token)) return /^[0-7]+$/.test(token) ? BigInt(`0o${token}`) : fail(`'${token}' is not an octal number`);
+  if (/^0\d/.test(token))
+    return /^[0-7]+$/.test(token) ? BigInt(`0o${token}`) : fail(`'${token}' is not an octal number`);
   if (/[bf]$/.test(token) && !/^0x/i.test(token)) return null;
   return BigInt(token);
 }
@@ -118,7 +132,8 @@ export function parseExpression(text: string, name: (name: string) => Expression
   const tokens = tokenize(text);
   let next = 0;
   const primary = (): Expression => {
-    const token = tokens[next++] ?? fail(tokens.length === 0 ? "expected an expression" : `'${text}' ends too early`);
+    const token =
+      tokens[next++] ?? fail(tokens.length === 0 ? "expected an expression" : `'${text}' ends too early`);
     if (token === "(") {
       const inner = ranked(0);
       if (tokens[next++] !== ")") fail(`missing ')' in '${text}'`);
@@ -127,7 +142,9 @@ export function parseExpression(text: string, name: (name: string) => Expression
     if (token in UNARY) return fold({ kind: "unary", operator: token, of: primary() });
     const value = numberOf(token);
     if (value !== null) return numberExpression(wrap(value));
-    return /^[\w.$]/.test(token) ? name(token) : fail(`'${token}' where a number or a name should be, in '${text}'`);
+    return /^[\w.$]/.test(token)
+      ? name(token)
+      : fail(`'${token}' where a number or a name should be, in '${text}'`);
   };
   const ranked = (rank: number): Expression => {
     const operators = RANKS[rank];
@@ -149,7 +166,9 @@ function fold(expression: Expression): Expression {
   if (expression.kind === "unary" && expression.of.kind === "number")
     return numberExpression(wrap(UNARY[expression.operator]!(expression.of.value)));
   if (expression.kind === "binary" && expression.left.kind === "number" && expression.right.kind === "number")
-    return numberExpression(wrap(ARITHMETIC[expression.operator]!(expression.left.value, expression.right.value)));
+    return numberExpression(
+      wrap(ARITHMETIC[expression.operator]!(expression.left.value, expression.right.value)),
+    );
   return expression;
 }
 
@@ -173,8 +192,20 @@ export function evaluate(expression: Expression, distance: Distance, depth = 0):
   const left = evaluate(expression.left, distance, depth + 1);
   const right = evaluate(expression.right, distance, depth + 1);
   const { operator } = expression;
-  if (operator === "+") return cancel(left.number + right.number, [...left.plus, ...right.plus], [...left.minus, ...right.minus], distance);
-  const less = (): Value => cancel(left.number - right.number, [...left.plus, ...right.minus], [...left.minus, ...right.plus], distance);
+  if (operator === "+")
+    return cancel(
+      left.number + right.number,
+      [...left.plus, ...right.plus],
+      [...left.minus, ...right.minus],
+      distance,
+    );
+  const less = (): Value =>
+    cancel(
+      left.number - right.number,
+      [...left.plus, ...right.minus],
+      [...left.minus, ...right.plus],
+      distance,
+    );
   if (operator === "-") return less();
   if (RANKS[2]!.includes(operator) && (left.plus.length > 0 || right.plus.length > 0))
     return { number: ARITHMETIC[operator]!(absolute(less()), 0n), plus: [], minus: [] };
@@ -184,10 +215,17 @@ export function evaluate(expression: Expression, distance: Distance, depth = 0):
 /** The number that `value` is. Throws Fault when symbols are left in it. */
 export function absolute(value: Value): bigint {
   const symbol = value.plus[0] ?? value.minus[0];
-  return symbol ? fail(`'${symbol.name}' is not a number here: its address is not known, or not until linking`) : value.number;
+  return symbol
+    ? fail(`'${symbol.name}' is not a number here: its address is not known, or not until linking`)
+    : value.number;
 }
 
-function cancel(number: bigint, plus: readonly SourceSymbol[], minus: readonly SourceSymbol[], distance: Distance): Value {
+function cancel(
+  number: bigint,
+  plus: readonly SourceSymbol[],
+  minus: readonly SourceSymbol[],
+  distance: Distance,
+): Value {
   let sum = number;
   const left = [...plus];
   const right = minus.filter((b) => {

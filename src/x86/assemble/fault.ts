@@ -36,6 +36,10 @@ export function within<T>(statement: Statement, act: () => T): T {
     return act();
   } catch (error) {
     if (!(error instanceof Fault)) throw error;
-    return refuse("assembly", { at: showPlace(statement.place), problem: error.message, text: statement.text });
+    return refuse("assembly", {
+      at: showPlace(statement.place),
+      problem: error.message,
+      text: statement.text,
+    });
   }
 }

@@ -2,7 +2,7 @@
 //
 // One table each. What is not in them goes to Keystone.
 
-import { Code, Encoder, Instruction, MemoryOperand as IcedMemory, Register } from "iced-x86";
+import { Code, Encoder, MemoryOperand as IcedMemory, Instruction, Register } from "iced-x86";
 import type { Ask } from "./check.ts";
 import { fail } from "./fault.ts";
 import { isDefaultSegment, type MemoryOperand, type Operand, registerWidth } from "./operand.ts";
@@ -93,7 +93,8 @@ function encodeCode(code: Code, operands: readonly Operand<bigint>[]): Uint8Arra
     const offsets = encoder.getConstantOffsets();
     const memory = operands.find((operand) => operand.kind === "memory");
     // The encoder takes an rip-relative operand's target; sources write the distance.
-    if (memory?.base === "rip") new DataView(bytes.buffer).setInt32(offsets.displacementOffset, Number(memory.displacement), true);
+    if (memory?.base === "rip")
+      new DataView(bytes.buffer).setInt32(offsets.displacementOffset, Number(memory.displacement), true);
     offsets.free();
     return bytes;
   } finally {
@@ -123,7 +124,9 @@ function build(code: Code, first: Operand<bigint>, second: Operand<bigint> | und
 }
 
 const REGISTERS = new Map(
-  Object.entries(Register).flatMap(([name, number]) => (typeof number === "number" ? [[name.toLowerCase(), number] as const] : [])),
+  Object.entries(Register).flatMap(([name, number]) =>
+    typeof number === "number" ? [[name.toLowerCase(), number] as const] : [],
+  ),
 );
 
 function registerOf(name: string | null): Register {
@@ -134,5 +137,13 @@ function memoryOf({ segment, base, index, scale, displacement }: MemoryOperand<b
   const override = segment && !isDefaultSegment(segment, base) ? segment : null;
   const rip = base === "rip";
   const size = rip || (!base && !index) ? 8 : displacement === 0n ? 0 : 1;
-  return new IcedMemory(registerOf(base), registerOf(index), scale, rip ? 0n : displacement, size, false, registerOf(override));
+  return new IcedMemory(
+    registerOf(base),
+    registerOf(index),
+    scale,
+    rip ? 0n : displacement,
+    size,
+    false,
+    registerOf(override),
+  );
 }

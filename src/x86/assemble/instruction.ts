@@ -21,15 +21,20 @@ export function emitInstruction(
   encoder: InstructionEncoder,
 ): void {
   const { prefixes, mnemonic, rest } = splitPrefixes(statement.text);
-  if (mnemonic === "") return section.emit(prefixes);
+  if (mnemonic === "") {
+    section.emit(prefixes);
+    return;
+  }
   const form = branchForm(mnemonic);
   if (form && !/^[*%]|\(\s*%/.test(rest)) {
     const target = branchTarget(rest, expression); // before the prefixes: `.` is the instruction's start
     section.emit(prefixes);
-    return emitBranch(section, form, target, statement);
+    emitBranch(section, form, target, statement);
+    return;
   }
   const operands = splitCommas(rest).map((text) => parseOperand(text, expression));
-  if (form && operands.some((operand) => operand.kind !== "immediate" && !operand.indirect)) fail(`an indirect ${mnemonic} is written with '*'`);
+  if (form && operands.some((operand) => operand.kind !== "immediate" && !operand.indirect))
+    fail(`an indirect ${mnemonic} is written with '*'`);
   const { encoding, symbols } = encodeSymbolic(mnemonic, operands, encoder);
   const bytes = withPrefixes(prefixes, encoding.bytes).slice();
   const shift = bytes.length - encoding.bytes.length;
@@ -53,13 +58,18 @@ function splitPrefixes(text: string): { prefixes: number[]; mnemonic: string; re
 }
 
 /** Rank of each prefix byte in GNU as's order: segment, address size, operand size, repeat, lock. */
-const PREFIX_RANK = new Map([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67, 0x66, 0xf2, 0xf3, 0xf0].map((byte, rank) => [byte, rank]));
+const PREFIX_RANK = new Map(
+  [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67, 0x66, 0xf2, 0xf3, 0xf0].map((byte, rank) => [byte, rank]),
+);
 
 function withPrefixes(prefixes: readonly number[], encoded: Uint8Array): Uint8Array {
   if (prefixes.length === 0) return encoded;
   const own = encoded.findIndex((byte) => !PREFIX_RANK.has(byte));
-  if (encoded.subarray(0, own).some((byte) => prefixes.includes(byte))) fail("this instruction has this prefix already");
-  const all = [...prefixes, ...encoded.subarray(0, own)].sort((a, b) => PREFIX_RANK.get(a)! - PREFIX_RANK.get(b)!);
+  if (encoded.subarray(0, own).some((byte) => prefixes.includes(byte)))
+    fail("this instruction has this prefix already");
+  const all = [...prefixes, ...encoded.subarray(0, own)].sort(
+    (a, b) => PREFIX_RANK.get(a)! - PREFIX_RANK.get(b)!,
+  );
   const bytes = Uint8Array.from([...all, ...encoded.subarray(own)]);
   checkPrefixed(bytes);
   return bytes;
@@ -91,11 +101,26 @@ function branchTarget(text: string, expression: (text: string) => Expression): E
 }
 
 /** Only a branch with two forms stays open; the others have their size. */
-function emitBranch(section: SectionBuilder, form: BranchForm, target: Expression, statement: Statement): void {
-  if (form.short && form.near) return section.append({ kind: "branch", form, target, near: false, statement });
+function emitBranch(
+  section: SectionBuilder,
+  form: BranchForm,
+  target: Expression,
+  statement: Statement,
+): void {
+  if (form.short && form.near) {
+    section.append({ kind: "branch", form, target, near: false, statement });
+    return;
+  }
   const size = form.near ? 4 : 1;
   const opcode = form.near ?? form.short!;
-  const fixup: Fixup = { offset: opcode.length, size, type: "R_X86_64_PLT32", toEnd: size, expression: target, statement };
+  const fixup: Fixup = {
+    offset: opcode.length,
+    size,
+    type: "R_X86_64_PLT32",
+    toEnd: size,
+    expression: target,
+    statement,
+  };
   section.emit([...opcode, ...new Array<number>(size).fill(0)], [fixup]);
 }
 
@@ -103,7 +128,12 @@ type Slot = "displacement" | "immediate";
 
 interface Symbolic {
   readonly encoding: Encoding;
-  readonly symbols: readonly { readonly place: Slot; readonly value: Expression; readonly ripRelative: boolean; readonly narrow: boolean }[];
+  readonly symbols: readonly {
+    readonly place: Slot;
+    readonly value: Expression;
+    readonly ripRelative: boolean;
+    readonly narrow: boolean;
+  }[];
 }
 
 /** Numbers that no encoding shortens, by field width; displacements and immediates take different ones. */
@@ -112,10 +142,20 @@ const PLACEHOLDERS: Record<Slot, Readonly<Record<number, bigint>>> = {
   immediate: { 1: 0x5bn, 2: 0x5b3dn, 4: 0x5b3d1f79n, 8: 0x5b3d1f79_e8c6a4b2n },
 };
 
-function encodeSymbolic(mnemonic: string, operands: readonly Operand<Expression>[], encoder: InstructionEncoder): Symbolic {
+function encodeSymbolic(
+  mnemonic: string,
+  operands: readonly Operand<Expression>[],
+  encoder: InstructionEncoder,
+): Symbolic {
   const symbols: Symbolic["symbols"][number][] = [];
   const wide = mnemonic.startsWith("movabs");
-  const known = (place: Slot, value: Expression, width: number, ripRelative = false, narrow = false): bigint => {
+  const known = (
+    place: Slot,
+    value: Expression,
+    width: number,
+    ripRelative = false,
+    narrow = false,
+  ): bigint => {
     const number = tryAbsolute(value, distanceNow);
     if (number !== null) return number;
     symbols.push({ place, value, ripRelative, narrow });
@@ -126,11 +166,15 @@ function encodeSymbolic(mnemonic: string, operands: readonly Operand<Expression>
   for (const width of wide ? [8] : [4, 2, 1]) {
     symbols.length = 0;
     const numbers = operands.map((operand): Operand<bigint> => {
-      if (operand.kind === "immediate") return { kind: "immediate", value: known("immediate", operand.value, width) };
+      if (operand.kind === "immediate")
+        return { kind: "immediate", value: known("immediate", operand.value, width) };
       if (operand.kind === "register") return operand;
       const address = operand.base ?? operand.index;
       const narrow = address !== null && /^e|d$/.test(address);
-      return { ...operand, displacement: known("displacement", operand.displacement, wide ? 8 : 4, address === "rip", narrow) };
+      return {
+        ...operand,
+        displacement: known("displacement", operand.displacement, wide ? 8 : 4, address === "rip", narrow),
+      };
     });
     try {
       return { encoding: encoder.encode({ mnemonic, operands: numbers }), symbols };
@@ -151,15 +195,20 @@ function fixupFor(
   statement: Statement,
 ): Fixup {
   const { offset, size } = encoding[place];
-  if (size !== 1 && size !== 2 && size !== 4 && size !== 8) return fail("this operand has no field for an address");
+  if (size !== 1 && size !== 2 && size !== 4 && size !== 8)
+    return fail("this operand has no field for an address");
   const at = offset + shift;
   const placeholder = PLACEHOLDERS[place][size] ?? fail("this operand has no field for an address");
   for (let i = 0; i < size; i++) {
-    if (BigInt(bytes[at + i]!) !== ((placeholder >> BigInt(8 * i)) & 0xffn)) fail("the address did not arrive in its field");
+    if (BigInt(bytes[at + i]!) !== ((placeholder >> BigInt(8 * i)) & 0xffn))
+      fail("the address did not arrive in its field");
     bytes[at + i] = 0;
   }
   const signed = place === "displacement" ? !narrow : encoding.immediate.signExtended;
-  const types: Record<number, RelocationType | undefined> = { 4: signed ? "R_X86_64_32S" : "R_X86_64_32", 8: "R_X86_64_64" };
+  const types: Record<number, RelocationType | undefined> = {
+    4: signed ? "R_X86_64_32S" : "R_X86_64_32",
+    8: "R_X86_64_64",
+  };
   return {
     offset: at,
     size,

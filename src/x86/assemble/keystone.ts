@@ -36,7 +36,9 @@ export class KeystoneEncoder {
     try {
       const { mc, failed } = this.engine.asm(text);
       if (!failed && mc.length > 0) return mc;
-      const message = failed ? this.module.strerror(this.engine.errno()).replace(/ \(KS_ERR_\w+\)$/, "") : "no bytes";
+      const message = failed
+        ? this.module.strerror(this.engine.errno()).replace(/ \(KS_ERR_\w+\)$/, "")
+        : "no bytes";
       return fail(`Keystone cannot encode it: ${message}`);
     } catch (error) {
       if (error instanceof Fault) throw error;

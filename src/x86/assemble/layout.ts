@@ -17,7 +17,11 @@ import type { SourceSymbol } from "./symbol.ts";
 type Offsets = Map<SectionBuilder, number[]>;
 
 /** The object file of finished sections. `name` is the file's, for messages. */
-export function layOut(name: string, sections: readonly SectionBuilder[], symbols: readonly SourceSymbol[]): ObjectFile {
+export function layOut(
+  name: string,
+  sections: readonly SectionBuilder[],
+  symbols: readonly SourceSymbol[],
+): ObjectFile {
   for (const symbol of symbols)
     if (symbol.local && !symbol.label && !symbol.value)
       within(symbol.usedBy, () => fail(`undefined local label '${symbol.name}'`));
@@ -33,18 +37,22 @@ class Layout {
 
   constructor(sections: readonly SectionBuilder[]) {
     // Runs may depend on labels of other sections, so all sections settle together.
-    for (const section of sections) this.offsets.set(section, new Array(section.fragments.length + 1).fill(0));
+    for (const section of sections)
+      this.offsets.set(section, new Array(section.fragments.length + 1).fill(0));
     for (let round = 0; ; round++) {
       let moved = false;
       for (const section of sections) moved = this.place(section) || moved;
       const grown = sections.map((section) => this.grow(section)).includes(true);
       if (!moved && !grown) return;
-      if (round > 1000) within(firstOpen(sections), () => fail("sizes here depend on each other and do not settle"));
+      if (round > 1000)
+        within(firstOpen(sections), () => fail("sizes here depend on each other and do not settle"));
     }
   }
 
   start(section: SectionBuilder, fragment: number): number {
-    return this.offsets.get(section)?.[fragment] ?? bug(`no offset for fragment ${fragment} of ${section.name}`);
+    return (
+      this.offsets.get(section)?.[fragment] ?? bug(`no offset for fragment ${fragment} of ${section.name}`)
+    );
   }
 
   size(section: SectionBuilder): number {
@@ -56,7 +64,9 @@ class Layout {
   }
 
   readonly distance: Distance = (a, b) =>
-    a.label && b.label && a.label.section === b.label.section ? BigInt(this.offsetOf(a)! - this.offsetOf(b)!) : null;
+    a.label && b.label && a.label.section === b.label.section
+      ? BigInt(this.offsetOf(a)! - this.offsetOf(b)!)
+      : null;
 
   private place(section: SectionBuilder): boolean {
     const offsets = this.offsets.get(section)!;
@@ -91,7 +101,8 @@ class Layout {
         return within(fragment.statement, () => {
           const { number, plus, minus } = evaluate(fragment.to, this.distance);
           const inSection = plus.length === 1 && minus.length === 0 && plus[0]!.label?.section === section;
-          if (!inSection && plus.length + minus.length > 0) return fail(".org wants a place in its own section");
+          if (!inSection && plus.length + minus.length > 0)
+            return fail(".org wants a place in its own section");
           const to = Number(number) + (inSection ? this.offsetOf(plus[0]!)! : 0);
           return Math.max(0, to - at);
         });
@@ -103,7 +114,9 @@ class Layout {
     let grown = false;
     section.fragments.forEach((fragment, i) => {
       if (fragment.kind !== "branch" || fragment.near || !fragment.form.near) return;
-      const to = within(fragment.statement, () => this.inSection(evaluate(fragment.target, this.distance), section));
+      const to = within(fragment.statement, () =>
+        this.inSection(evaluate(fragment.target, this.distance), section),
+      );
       const end = this.start(section, i) + fragment.form.short!.length + 1;
       if (to !== null && to - end >= -128 && to - end <= 127) return;
       fragment.near = true;
@@ -122,7 +135,8 @@ class Layout {
 
 function firstOpen(sections: readonly SectionBuilder[]): Statement {
   for (const section of sections)
-    for (const fragment of section.fragments) if (fragment.kind === "run" || fragment.kind === "org") return fragment.statement;
+    for (const fragment of section.fragments)
+      if (fragment.kind === "run" || fragment.kind === "org") return fragment.statement;
   return bug("branches alone did not settle");
 }
 
@@ -134,7 +148,14 @@ class ObjectSymbols {
 
   constructor(layout: Layout, sections: readonly SectionBuilder[], symbols: readonly SourceSymbol[]) {
     this.sections = sections;
-    this.entries = sections.map(({ name }, section) => ({ name, kind: "section", binding: "local", section, value: 0, size: 0 }));
+    this.entries = sections.map(({ name }, section) => ({
+      name,
+      kind: "section",
+      binding: "local",
+      section,
+      value: 0,
+      size: 0,
+    }));
     for (const symbol of symbols) {
       const entry = symbol.local ? null : within(symbol.usedBy, () => this.entry(symbol, layout));
       if (!entry) continue;
@@ -147,24 +168,37 @@ class ObjectSymbols {
   reference(symbol: SourceSymbol, layout: Layout): { symbol: number; offset: number } {
     if (symbol.label && symbol.binding === "local")
       return { symbol: this.sections.indexOf(symbol.label.section), offset: layout.offsetOf(symbol)! };
-    return { symbol: this.indices.get(symbol) ?? bug(`symbol ${symbol.name} is not in the table`), offset: 0 };
+    return {
+      symbol: this.indices.get(symbol) ?? bug(`symbol ${symbol.name} is not in the table`),
+      offset: 0,
+    };
   }
 
   private entry(symbol: SourceSymbol, layout: Layout): ObjectSymbol | null {
     const { name, kind } = symbol;
     if (!symbol.label && !symbol.value && !symbol.referenced) return null;
     const size = symbol.size
-      ? within(symbol.size.statement, () => Number(absolute(evaluate(symbol.size!.expression, layout.distance))))
+      ? within(symbol.size.statement, () =>
+          Number(absolute(evaluate(symbol.size!.expression, layout.distance))),
+        )
       : 0;
     if (!symbol.value) {
       const binding = symbol.label || symbol.binding === "weak" ? symbol.binding : "global";
-      return { name, kind, binding, section: symbol.label && this.sections.indexOf(symbol.label.section), value: layout.offsetOf(symbol) ?? 0, size };
+      return {
+        name,
+        kind,
+        binding,
+        section: symbol.label && this.sections.indexOf(symbol.label.section),
+        value: layout.offsetOf(symbol) ?? 0,
+        size,
+      };
     }
     const { number, plus, minus } = evaluate(symbol.value, layout.distance);
     if (plus.length + minus.length === 0)
       return symbol.binding === "local" ? null : fail(`'${name}' is a number; only labels can be global`);
     const target = plus[0];
-    if (plus.length > 1 || minus.length > 0 || !target?.label) return fail(`'${name}' is set to something that has no address here`);
+    if (plus.length > 1 || minus.length > 0 || !target?.label)
+      return fail(`'${name}' is set to something that has no address here`);
     return {
       name,
       kind: kind === "none" ? target.kind : kind,
@@ -202,7 +236,14 @@ function finish(section: SectionBuilder, layout: Layout, symbols: ObjectSymbols)
       const opcode = fragment.near ? fragment.form.near! : fragment.form.short!;
       bytes.set(opcode, at);
       const size = fragment.near ? 4 : 1;
-      fill(at + opcode.length, { offset: 0, size, toEnd: size, type: "R_X86_64_PLT32", expression: target, statement });
+      fill(at + opcode.length, {
+        offset: 0,
+        size,
+        toEnd: size,
+        type: "R_X86_64_PLT32",
+        expression: target,
+        statement,
+      });
     } else if (fragment.kind === "align" && fragment.fill === "nops") bytes.set(nops(size), at);
     else {
       const pattern = fragment.kind === "org" ? [fragment.fill] : (fragment.fill as readonly number[]);
@@ -210,10 +251,24 @@ function finish(section: SectionBuilder, layout: Layout, symbols: ObjectSymbols)
     }
   });
   const { write, execute, alloc } = section.flags;
-  return { name: section.name, write, execute, alloc, align: section.align, size: layout.size(section), bytes, relocations };
+  return {
+    name: section.name,
+    write,
+    execute,
+    alloc,
+    align: section.align,
+    size: layout.size(section),
+    bytes,
+    relocations,
+  };
 }
 
-function checkOrg(fragment: Extract<Fragment, { kind: "org" }>, at: number, section: SectionBuilder, layout: Layout): void {
+function checkOrg(
+  fragment: Extract<Fragment, { kind: "org" }>,
+  at: number,
+  section: SectionBuilder,
+  layout: Layout,
+): void {
   within(fragment.statement, () => {
     const { number, plus } = evaluate(fragment.to, layout.distance);
     const to = Number(number) + (plus[0] ? layout.offsetOf(plus[0])! : 0);

@@ -22,9 +22,12 @@ const NAME = "[A-Za-z_.$][\\w.$]*";
 
 /** A macro from what follows `.macro` and its body. */
 export function defineMacro(head: string, body: readonly Statement[]): Macro {
-  const [, name, list] = new RegExp(`^(${NAME})\\s*,?\\s*(.*)$`, "s").exec(head) ?? fail("a macro wants a name");
+  const [, name, list] =
+    new RegExp(`^(${NAME})\\s*,?\\s*(.*)$`, "s").exec(head) ?? fail("a macro wants a name");
   const parameters = splitArguments(list!.replace(/\s*([=:])\s*/g, "$1")).map((text): Parameter => {
-    const parts = new RegExp(`^(${NAME})(?::(req|vararg))?(?:=(.*))?$`, "s").exec(text) ?? fail(`'${text}' is not a macro parameter`);
+    const parts =
+      new RegExp(`^(${NAME})(?::(req|vararg))?(?:=(.*))?$`, "s").exec(text) ??
+      fail(`'${text}' is not a macro parameter`);
     const kind = parts[2] === "req" ? "required" : parts[2] === "vararg" ? "rest" : "plain";
     return { name: parts[1]!, kind, fallback: unquote(parts[3] ?? "") };
   });
@@ -38,8 +41,16 @@ export function expandMacro(macro: Macro, text: string, count: number, call: Sta
 }
 
 /** The body once for each value, with `\name` replaced; `.rept` has no name. */
-export function repeatBody(name: string | null, values: readonly string[], body: readonly Statement[], count: number, call: Statement): Statement[] {
-  return values.flatMap((value) => expandBody(body, new Map(name === null ? [] : [[name, value]]), count, "repetition", call));
+export function repeatBody(
+  name: string | null,
+  values: readonly string[],
+  body: readonly Statement[],
+  count: number,
+  call: Statement,
+): Statement[] {
+  return values.flatMap((value) =>
+    expandBody(body, new Map(name === null ? [] : [[name, value]]), count, "repetition", call),
+  );
 }
 
 /** `name` and the list of values of an `.irp` or `.irpc`. */
@@ -50,7 +61,13 @@ export function parseIteration(head: string, letters: boolean): { name: string; 
   return { name: name!, values: values.length > 0 ? values : [""] };
 }
 
-function expandBody(body: readonly Statement[], values: ReadonlyMap<string, string>, count: number, what: string, call: Statement): Statement[] {
+function expandBody(
+  body: readonly Statement[],
+  values: ReadonlyMap<string, string>,
+  count: number,
+  what: string,
+  call: Statement,
+): Statement[] {
   return body.flatMap(({ text, place }) => {
     const filled = text.replace(/\\(?:\(\)|@|([A-Za-z_.$][\w.$]*))/g, (whole, name: string | undefined) => {
       if (whole === "\\()") return "";
@@ -60,7 +77,10 @@ function expandBody(body: readonly Statement[], values: ReadonlyMap<string, stri
     const from = { what, place: call.place };
     // An argument may bring in separators, so a changed line is split again.
     if (filled === text) return [{ text, place: { ...place, from } }];
-    return readStatements(place.file, filled).map((piece) => ({ text: piece.text, place: { ...place, from } }));
+    return readStatements(place.file, filled).map((piece) => ({
+      text: piece.text,
+      place: { ...place, from },
+    }));
   });
 }
 
@@ -76,7 +96,9 @@ function bindArguments({ name, parameters }: Macro, text: string): Map<string, s
       rest = after;
       continue;
     }
-    const parameter = parameters[position++] ?? fail(`macro '${name}' takes ${parameters.length} argument(s); '${rest}' is left over`);
+    const parameter =
+      parameters[position++] ??
+      fail(`macro '${name}' takes ${parameters.length} argument(s); '${rest}' is left over`);
     if (parameter.kind === "rest") {
       values.set(parameter.name, rest);
       break;
@@ -86,7 +108,8 @@ function bindArguments({ name, parameters }: Macro, text: string): Map<string, s
     rest = after;
   }
   for (const { name: parameter, kind, fallback } of parameters) {
-    if (kind === "required" && !values.has(parameter)) fail(`macro '${name}' needs its argument '${parameter}'`);
+    if (kind === "required" && !values.has(parameter))
+      fail(`macro '${name}' needs its argument '${parameter}'`);
     if (!values.has(parameter)) values.set(parameter, fallback);
   }
   return values;

@@ -93,8 +93,10 @@ export function* intelNames(mnemonic: string): Generator<{ name: string; suffix:
     yield { name: extension[1] === "z" ? "movzx" : "movsx", suffix: extension[2]! };
     if (mnemonic === "movslq" || mnemonic === "movsl") yield { name: "movsxd", suffix: "l" };
   }
-  if (/^(movs|stos|lods|scas|cmps|ins|outs)l$/.test(mnemonic)) yield { name: `${mnemonic.slice(0, -1)}d`, suffix: "" };
-  if (/^(movs|stos|lods|scas|cmps|ins|outs)$/.test(mnemonic)) for (const size of "bwdq") yield { name: mnemonic + size, suffix: "" };
+  if (/^(movs|stos|lods|scas|cmps|ins|outs)l$/.test(mnemonic))
+    yield { name: `${mnemonic.slice(0, -1)}d`, suffix: "" };
+  if (/^(movs|stos|lods|scas|cmps|ins|outs)$/.test(mnemonic))
+    for (const size of "bwdq") yield { name: mnemonic + size, suffix: "" };
 }
 
 function* spellings(name: string, suffix: string): Generator<{ name: string; suffix: string }> {
@@ -102,17 +104,22 @@ function* spellings(name: string, suffix: string): Generator<{ name: string; suf
   for (const intel of INTEL_NAMES[name] ?? []) yield { name: intel, suffix };
   const conditional = /^(set|cmov)(\w+)$/.exec(name);
   const number = conditional && CONDITION_NUMBERS.get(conditional[2]!);
-  if (conditional && number !== null && number !== undefined) yield { name: conditional[1]! + CONDITIONS[number]![0]!, suffix };
+  if (conditional && number !== null && number !== undefined)
+    yield { name: conditional[1]! + CONDITIONS[number]![0]!, suffix };
 }
 
 /** Instructions whose size nothing tells when they have only memory and immediate operands. */
 export const NEEDS_SIZE: ReadonlySet<string> = new Set(
-  "mov add or adc sbb and sub xor cmp test inc dec neg not mul imul div idiv shl sal shr sar rol ror rcl rcr bt bts btr btc nop movzx movsx".split(" "),
+  "mov add or adc sbb and sub xor cmp test inc dec neg not mul imul div idiv shl sal shr sar rol ror rcl rcr bt bts btr btc nop movzx movsx".split(
+    " ",
+  ),
 );
 
 /** Instructions with operands that need not be written: strings, ports, a count of one or of %cl. */
 export function hasImpliedOperands(intel: string): boolean {
-  return /^(movs|stos|lods|scas|cmps|ins|outs)[bwdq]$|^(in|out|xlatb|imul|sh[lr]d?|sar|ro[lr]|rc[lr]|monitor|mwait|umonitor)$/.test(intel);
+  return /^(movs|stos|lods|scas|cmps|ins|outs)[bwdq]$|^(in|out|xlatb|imul|sh[lr]d?|sar|ro[lr]|rc[lr]|monitor|mwait|umonitor)$/.test(
+    intel,
+  );
 }
 
 /** Instructions that do not care which operand comes first. */
@@ -122,4 +129,11 @@ export const COMMUTES: ReadonlySet<string> = new Set(["xchg", "test"]);
 export const TAKES_WORDS: ReadonlySet<string> = new Set(["lldt", "ltr", "verr", "verw", "lmsw"]);
 
 /** Instructions whose operand is always a register, which GNU as allows no suffix. */
-export const TAKES_NO_SUFFIX: ReadonlySet<string> = new Set(["rdfsbase", "wrfsbase", "rdgsbase", "wrgsbase", "rdrand", "rdseed"]);
+export const TAKES_NO_SUFFIX: ReadonlySet<string> = new Set([
+  "rdfsbase",
+  "wrfsbase",
+  "rdgsbase",
+  "wrgsbase",
+  "rdrand",
+  "rdseed",
+]);

@@ -29,7 +29,24 @@ const GENERAL: readonly (readonly [number, readonly string[]])[] = [
   [8, [...LEGACY.map((name) => `r${name}`), ...NUMBERED.map((n) => `r${n}`), "rip"]],
   [4, [...LEGACY.map((name) => `e${name}`), ...NUMBERED.map((n) => `r${n}d`), "eip"]],
   [2, [...LEGACY, ...NUMBERED.map((n) => `r${n}w`)]],
-  [1, ["al", "cl", "dl", "bl", "ah", "ch", "dh", "bh", "spl", "bpl", "sil", "dil", ...NUMBERED.map((n) => `r${n}b`)]],
+  [
+    1,
+    [
+      "al",
+      "cl",
+      "dl",
+      "bl",
+      "ah",
+      "ch",
+      "dh",
+      "bh",
+      "spl",
+      "bpl",
+      "sil",
+      "dil",
+      ...NUMBERED.map((n) => `r${n}b`),
+    ],
+  ],
 ];
 const SEGMENTS = ["es", "cs", "ss", "ds", "fs", "gs"];
 
@@ -53,7 +70,8 @@ export function isHighByte(name: string): boolean {
 
 function parseRegister(text: string): string {
   const name = text.trim().slice(1).trim().toLowerCase();
-  if (!text.trim().startsWith("%") || !(WIDTHS.has(name) || OTHERS.has(name))) fail(`'${text}' is not a register`);
+  if (!text.trim().startsWith("%") || !(WIDTHS.has(name) || OTHERS.has(name)))
+    fail(`'${text}' is not a register`);
   return name;
 }
 
@@ -75,12 +93,18 @@ export function parseOperand(text: string, expression: (text: string) => Express
   return parseMemory(text, null, expression);
 }
 
-function parseMemory(text: string, segment: string | null, expression: (text: string) => Expression): MemoryOperand<Expression> {
+function parseMemory(
+  text: string,
+  segment: string | null,
+  expression: (text: string) => Expression,
+): MemoryOperand<Expression> {
   // The address in parentheses is the last pair that opens with a register or a comma; others belong to the number.
   const address = /\(\s*([%,][^()]*)\)$/.exec(text);
   const number = (address ? text.slice(0, address.index) : text).trim();
   if (!address && number === "") fail("expected an operand");
-  const [base = "", index = "", scale = "1", ...rest] = (address?.[1] ?? "").split(",").map((part) => part.trim());
+  const [base = "", index = "", scale = "1", ...rest] = (address?.[1] ?? "")
+    .split(",")
+    .map((part) => part.trim());
   if (rest.length > 0) fail(`too many parts in the address '${text}'`);
   const operand: MemoryOperand<Expression> = {
     kind: "memory",
@@ -98,7 +122,9 @@ function parseMemory(text: string, segment: string | null, expression: (text: st
 function parseScale(text: string, expression: (text: string) => Expression): 1 | 2 | 4 | 8 {
   const scale = expression(text === "" ? "1" : text);
   const value = scale.kind === "number" ? Number(scale.value) : 0;
-  return value === 1 || value === 2 || value === 4 || value === 8 ? value : fail(`scale '${text}' is not 1, 2, 4 or 8`);
+  return value === 1 || value === 2 || value === 4 || value === 8
+    ? value
+    : fail(`scale '${text}' is not 1, 2, 4 or 8`);
 }
 
 function checkAddress({ base, index }: MemoryOperand<Expression>, text: string): void {

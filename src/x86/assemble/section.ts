@@ -30,9 +30,25 @@ export interface BranchForm {
 
 export type Fragment =
   | { readonly kind: "bytes"; readonly bytes: number[]; readonly fixups: Fixup[] }
-  | { readonly kind: "branch"; readonly form: BranchForm; readonly target: Expression; near: boolean; readonly statement: Statement }
-  | { readonly kind: "align"; readonly to: number; readonly most: number; readonly fill: readonly number[] | "nops" }
-  | { readonly kind: "run"; readonly count: Expression; readonly fill: readonly number[]; readonly statement: Statement }
+  | {
+      readonly kind: "branch";
+      readonly form: BranchForm;
+      readonly target: Expression;
+      near: boolean;
+      readonly statement: Statement;
+    }
+  | {
+      readonly kind: "align";
+      readonly to: number;
+      readonly most: number;
+      readonly fill: readonly number[] | "nops";
+    }
+  | {
+      readonly kind: "run";
+      readonly count: Expression;
+      readonly fill: readonly number[];
+      readonly statement: Statement;
+    }
   | { readonly kind: "org"; readonly to: Expression; readonly fill: number; readonly statement: Statement };
 
 export interface SectionFlags {
@@ -70,7 +86,8 @@ export class SectionBuilder {
 
   /** Appends a fragment of open size, and a new one for the bytes after it. */
   append(fragment: Exclude<Fragment, { kind: "bytes" }>): void {
-    if (fragment.kind === "branch" && this.flags.nobits) fail(`section ${this.name} holds no contents, only .skip and .zero`);
+    if (fragment.kind === "branch" && this.flags.nobits)
+      fail(`section ${this.name} holds no contents, only .skip and .zero`);
     if (fragment.kind === "align") this.align = Math.max(this.align, fragment.to);
     this.fragments.push(fragment, { kind: "bytes", bytes: [], fixups: [] });
   }

@@ -96,7 +96,8 @@ const ESCAPES: Record<string, number> = { b: 8, f: 12, n: 10, r: 13, t: 9, '"': 
 
 /** The bytes of a quoted string: UTF-8, with C's escapes, `\0` to `\377` and `\x41`. Throws Fault on anything else. */
 export function parseString(text: string): Uint8Array {
-  if (!text.startsWith('"') || endOfString(text, 0) !== text.length) throw new Fault(`expected a string, found '${text}'`);
+  if (!text.startsWith('"') || endOfString(text, 0) !== text.length)
+    throw new Fault(`expected a string, found '${text}'`);
   const bytes: number[] = [];
   const body = text.slice(1, -1);
   for (let i = 0; i < body.length; ) {

@@ -90,7 +90,18 @@ export class SymbolTable {
   static anonymous(label: Label, statement: Statement): SourceSymbol {
     const [size, value] = [null, null];
     const definedAt = statement.place;
-    return { name: ".", local: true, kind: "none", binding: "local", label, value, size, definedAt, referenced: true, usedBy: statement };
+    return {
+      name: ".",
+      local: true,
+      kind: "none",
+      binding: "local",
+      label,
+      value,
+      size,
+      definedAt,
+      referenced: true,
+      usedBy: statement,
+    };
   }
 
   private numericKey(digits: string, ahead: 0 | 1, asWritten: string): string {

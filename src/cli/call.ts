@@ -1,0 +1,31 @@
+// fentrylab call IMAGE FUNCTION [ARGUMENT...]
+
+import { Lab } from "../lab.ts";
+import { type CommonOptions, printJson, word } from "./option.ts";
+
+export async function printCall(
+  path: string,
+  name: string,
+  args: readonly string[],
+  { json, budget }: CommonOptions & { readonly budget: number },
+): Promise<void> {
+  const words = args.map(word);
+  const lab = await Lab.open();
+  const image = await lab.loadModule("image", [path]);
+  const target = image.find(name) ?? lab.symbol(name);
+  const { result, instructions } = lab.call(target.address, words, { budget });
+  const hexadecimal = `0x${result.toString(16)}`;
+  if (json) {
+    printJson({
+      function: name,
+      arguments: words.map((value) => `0x${value.toString(16)}`),
+      result: hexadecimal,
+      instructions,
+    });
+    return;
+  }
+  const signed = BigInt.asIntN(64, result);
+  process.stdout.write(
+    `${name}(${args.join(", ")}) = ${signed} (${hexadecimal}), ${instructions} instructions\n`,
+  );
+}
