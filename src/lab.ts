@@ -1,6 +1,6 @@
 // The laboratory: a machine with the guest kernel loaded, its call sites recorded, and tasks to run it.
 
-import { type Addr, addr } from "./base/addr.ts";
+import { type Addr, addr, PAGE_SIZE } from "./base/addr.ts";
 import { refuse } from "./base/refuse.ts";
 import { Ftrace } from "./ftrace/ftrace.ts";
 import { includeGuestSource, KERNEL_SOURCES, readInput, readPackageFile } from "./guest.ts";
@@ -17,6 +17,7 @@ import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
+import { adviseExit } from "./report/advice.ts";
 import { type UnwindContext, type Walk, walkFramePointers } from "./unwind/framePointer.ts";
 import { loadAssembler } from "./x86/assemble.ts";
 import type { ObjectFile } from "./x86/object.ts";
@@ -47,6 +48,7 @@ export interface CallResult {
 }
 
 const DEFAULT_BUDGET = 10_000_000;
+const OVERFLOW = "its stack overflowed: look for endless recursion";
 /** What `lab_call` executes besides the function: xor, call, vmcall. */
 const CALLER_INSTRUCTIONS = 3;
 /** Trampolines and modules share module space; modules grow up from its start. */
@@ -120,7 +122,10 @@ export class Lab {
   /** Runs a call that was begun to its end. Refuses one that faults, or does not end within its budget. */
   finish(vcpu: Vcpu, budget = DEFAULT_BUDGET): bigint {
     const exit = vcpu.run({ budget });
-    if (!this.kernel.returned(exit)) refuse("call-failed", { what: this.describe(exit) });
+    if (!this.kernel.returned(exit)) {
+      const advice = this.overflowed(vcpu, exit) ? OVERFLOW : adviseExit(exit);
+      refuse("call-failed", { what: this.describe(exit), advice });
+    }
     return vcpu.get("rax");
   }
 
@@ -150,6 +155,13 @@ export class Lab {
   /** An exit in one line, with symbols. */
   describe(exit: Exit): string {
     return describeExit(exit, (ip) => this.code.describe(ip));
+  }
+
+  /** True if `exit` is an access to the guard page below the stack of the vCPU's task. */
+  private overflowed(vcpu: Vcpu, exit: Exit): boolean {
+    const low = this.kernel.current(vcpu)?.stack.low;
+    if (low === undefined || exit.kind !== "fault" || exit.fault.vector !== "#PF") return false;
+    return exit.fault.address >= low - PAGE_SIZE && exit.fault.address < low;
   }
 
   private unwindContext(vcpu: Vcpu): UnwindContext {

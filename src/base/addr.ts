@@ -36,6 +36,13 @@ export function pageOf(at: Addr): Addr {
   return (Math.floor(at / PAGE_SIZE) * PAGE_SIZE) as Addr;
 }
 
+/** The addresses of the pages that `[at, at + size)` touches, ascending. */
+export function pagesOf(at: Addr, size: number): Addr[] {
+  const pages: Addr[] = [];
+  for (let page = pageOf(at); page < at + size; page = (page + PAGE_SIZE) as Addr) pages.push(page);
+  return pages;
+}
+
 /** `at` as an unsigned 64-bit bigint, the form in which registers and memory words hold it. */
 export function toWord(at: Addr): bigint {
   return BigInt.asUintN(64, BigInt(at));

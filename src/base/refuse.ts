@@ -5,10 +5,13 @@
 
 export const REFUSALS = {
   assembly: "{at}: {problem}, in '{text}'; mend that line",
+  usage: "{problem}; `{help}` shows what it takes",
+  "no-command": "no such command; `fentrylab demo` is the guided tour, `fentrylab --help` lists them all",
   "not-a-number": "{option} wants a whole number from {least} up, not '{text}'; write it in decimal digits",
   "not-a-word": "'{text}' is no 64-bit integer; write it in decimal or, with 0x, in hexadecimal",
   "unknown-bench": "there is no benchmark '{what}'; the one there is: engine",
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
+  "map-range": "{size} bytes from {address} on leave the canonical addresses; map less, or lower",
   unmapped: "guest memory at {address} is not mapped; map it first or check the address",
   "site-bytes": "text at {site} is {found}, expected {want}; was it rewritten already?",
   "call-range": "the site at {site} cannot reach {target} with a near call; place them within 2 GiB",
@@ -17,9 +20,9 @@ export const REFUSALS = {
   "site-is-off": "the site of {func} is not enabled; enable it first",
   "site-without-function":
     "{image} records a call site at {site} that is in no function; build its objects again",
-  "too-many-arguments": "{count} arguments; a call takes at most {limit}, in registers",
+  "too-many-arguments": "{count} arguments; leave some out, a call takes at most {limit}, in registers",
   unreadable: "{file} cannot be read ({why}); check the path",
-  "call-failed": "the call did not return: {what}; check its arguments, or map what it needs",
+  "call-failed": "the call did not return: {what}; {advice}",
   "elf-kind": "{file} is {what}, not an x86-64 ELF relocatable object; make one with gcc -c",
   "elf-truncated":
     "{file}: {what} reaches byte {end} of a file of {length}; it is truncated or corrupt, build it again",
@@ -28,20 +31,23 @@ export const REFUSALS = {
     "{file}: section {section} holds relocations without addends; x86-64 objects use SHT_RELA, build it again with gcc",
   "elf-common": "{file}: symbol '{symbol}' is COMMON, without a place; compile with -fno-common",
   "elf-relocation":
-    "{file}: relocation type {type} at {place} is not one of kernel code; compile with -fno-pic -mcmodel=kernel",
+    "{file}: relocation type {type} at {place} is not one of kernel code (`readelf -r` names it); compile with -fno-pic -mcmodel=kernel",
   "section-flags": "{object}: section {section} is {what}; give it one purpose in the source",
   "image-too-large":
     "section {section} of {object} ends beyond the {limit} bytes there are from {text} on; make it smaller or link fewer objects",
   "duplicate-symbol":
     "'{symbol}' is defined in {first} and again in {second}; make one of them static or weak, or leave it out",
   "undefined-symbol":
-    "{place} refers to '{symbol}', which nothing loaded defines; link the object that does, or give its address through externals",
+    "{place} refers to '{symbol}', which nothing loaded defines; load what does first (--with FILE), link it in, or give its address through externals",
   "relocation-overflow":
     "{place}: '{symbol}' at {target} does not fit {type} at {at}; place both within 2 GiB or compile with -mcmodel=kernel",
   "call-site":
     "{image}: entry {index} of __mcount_loc is {value}, which is no address; build its objects again",
   "code-overlap":
     "code of {name} from {start} to {end} would overlap {other} at {at}; place or remove one of them first",
+  "no-functions":
+    "{file} has no functions; check that it is the right file, and that its code has labels in .text",
+  "not-code": "'{symbol}' of {image} at {at} is data; name a function",
   "unknown-symbol": "{image} has no symbol '{symbol}'; {hint}",
   "ambiguous-symbol":
     "{count} objects have a local symbol '{symbol}': {objects}; say which one by its address",

@@ -2,24 +2,28 @@
 
 import { hex } from "../base/addr.ts";
 import { hexBytes } from "../base/bytes.ts";
+import { refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import type { ImageSymbol } from "../image/symbolTable.ts";
 import { Lab } from "../lab.ts";
 import { formatLines, type Line, loadDisassembler } from "../x86/disassemble.ts";
+import { type ImageOptions, loadImage } from "./image.ts";
 import { type CommonOptions, printJson } from "./option.ts";
 
 export async function printDisassembly(
   path: string,
   name: string | undefined,
-  { json }: CommonOptions,
+  { json, ...others }: CommonOptions & ImageOptions,
 ): Promise<void> {
   const lab = await Lab.open();
-  const image = await lab.loadModule("image", [path]);
+  const image = await loadImage(lab, path, others);
   const disassembler = await loadDisassembler();
-  const listings = (name === undefined ? functionsOf(image) : [image.symbol(name)]).map((symbol) => ({
-    symbol,
-    lines: disassembler.disassemble(image.functionBytes(symbol), symbol.address, (at) => place(lab, at)),
-  }));
+  const listings = (name === undefined ? functionsOf(image, path) : [functionOf(image, name)]).map(
+    (symbol) => ({
+      symbol,
+      lines: disassembler.disassemble(image.functionBytes(symbol), symbol.address, (at) => place(lab, at)),
+    }),
+  );
   if (json) {
     printJson({
       functions: listings.map(({ symbol, lines }) => ({
@@ -35,8 +39,21 @@ export async function printDisassembly(
   }
 }
 
-function functionsOf(image: Image): ImageSymbol[] {
-  return image.symbols.filter(({ kind, size }) => kind === "func" && size > 0);
+/** Labels in code count: assembly need not say what is a function. */
+function functionsOf(image: Image, path: string): ImageSymbol[] {
+  const found = image.symbols.filter((symbol) => symbol.size > 0 && isCode(image, symbol));
+  return found.length > 0 ? found : refuse("no-functions", { file: path });
+}
+
+function functionOf(image: Image, name: string): ImageSymbol {
+  const symbol = image.symbol(name);
+  if (!isCode(image, symbol))
+    refuse("not-code", { symbol: name, image: image.name, at: hex(symbol.address) });
+  return symbol;
+}
+
+function isCode(image: Image, { address }: ImageSymbol): boolean {
+  return image.segmentAt(address)?.execute === true;
 }
 
 function plain({ at, bytes, text }: Line): { address: string; bytes: string; text: string } {

@@ -77,7 +77,10 @@ export class SymbolTable {
     const symbol = this.find(name);
     if (symbol !== undefined) return symbol;
     const near = closestName(name, this.#byName.keys());
-    const hint = near === undefined ? "list its symbols to see what it has" : `did you mean '${near}'?`;
+    const hint =
+      near === undefined
+        ? "list its symbols, with nm or `fentrylab disasm`, to see what it has"
+        : `did you mean '${near}'?`;
     refuse("unknown-symbol", { symbol: name, image, hint });
   }
 

@@ -1,7 +1,7 @@
 // The true call chain: every call and return as it was executed, kept per stack.
 //
-// A return address is live from the call that pushed it until its slot is popped or abandoned. What
-// an unwinder finds is judged against this record, which never reads the stack's memory.
+// A return address is live from the call that pushed it until it is returned to, or rsp is set above its
+// slot. What an unwinder finds is judged against this record, which never reads the stack's memory.
 
 import type { Addr } from "../base/addr.ts";
 import { EVENT } from "../x86/state.ts";
@@ -25,10 +25,12 @@ export class CallRecord {
   drain(host: Host, from: HostAddress, to: HostAddress): void {
     for (let event = from; event < to; event += EVENT.size) {
       const slot = host.getNumber(event + EVENT.slot) as Addr;
-      const frames = this.stackOf(slot);
-      // Frames at or below the slot are gone: returned from, or left by moving rsp past them.
-      while (frames.length > 0 && frames.at(-1)!.slot <= slot) frames.pop();
-      if (host.i32[(event + EVENT.kind) >> 2] === EVENT.call) {
+      const kind = host.i32[(event + EVENT.kind) >> 2]!;
+      // rsp itself may be one past a stack's highest address; below it nothing lives any more.
+      const live = kind === EVENT.stackPointer ? slot : slot + 8;
+      const frames = this.stackOf((live - 1) as Addr);
+      while (frames.length > 0 && frames.at(-1)!.slot < live) frames.pop();
+      if (kind === EVENT.call) {
         frames.push({
           call: host.getNumber(event + EVENT.ip) as Addr,
           slot,
@@ -40,7 +42,7 @@ export class CallRecord {
 
   /** The live frames of the stack that `rsp` points into, innermost first. */
   chain(rsp: Addr): TrueFrame[] {
-    return this.stackOf(rsp)
+    return this.stackOf((rsp - 1) as Addr)
       .filter((frame) => frame.slot >= rsp)
       .reverse();
   }

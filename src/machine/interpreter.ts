@@ -3,7 +3,7 @@
 // One step function per form of instruction, compiled when the form is first met, so that stepping over new
 // code compiles nothing. Records are made for a straight run at a time, and dropped when their bytes change.
 
-import { type Addr, PAGE_SIZE, pageOf } from "../base/addr.ts";
+import type { Addr } from "../base/addr.ts";
 import { ModuleBuilder } from "../wasm/module.ts";
 import { type Instruction, MAX_LENGTH, type Operand } from "../x86/decode.ts";
 import { emitStep, formOf } from "../x86/lift/stepEmitter.ts";
@@ -33,7 +33,6 @@ export class Interpreter {
   private readonly dropped: (ip: Addr) => void;
   private readonly forms = new Map<string, number>();
   private readonly records = new Map<Addr, Decoded>();
-  private readonly byPage = new Map<Addr, Set<Addr>>();
   private readonly free: HostAddress[] = [];
   private arena: HostAddress | undefined;
 
@@ -86,12 +85,10 @@ export class Interpreter {
 
   /** Forgets what was decoded from bytes of `[at, at + size)`. */
   invalidate(at: Addr, size: number): void {
-    // An instruction that starts up to 14 bytes before may reach in, perhaps from the page before.
-    for (const page of new Set([pageOf((at - 14) as Addr), pageOf(at)])) {
-      for (const ip of [...(this.byPage.get(page) ?? [])]) {
-        const { length } = this.records.get(ip)!;
-        if (ip < at + size && ip + length > at) this.drop(ip);
-      }
+    // An instruction that starts before may reach in.
+    for (let ip = at - MAX_LENGTH + 1; ip < at + size; ip++) {
+      const record = this.records.get(ip as Addr);
+      if (record !== undefined && ip + record.length > at) this.drop(ip as Addr);
     }
   }
 
@@ -107,10 +104,6 @@ export class Interpreter {
   private drop(ip: Addr): void {
     this.free.push(this.records.get(ip)!.at);
     this.records.delete(ip);
-    const page = pageOf(ip);
-    const onPage = this.byPage.get(page)!;
-    onPage.delete(ip);
-    if (onPage.size === 0) this.byPage.delete(page);
     this.dropped(ip);
   }
 
@@ -141,10 +134,6 @@ export class Interpreter {
   private enter(ip: Addr, length: number, slot: number, instruction: Instruction | undefined): HostAddress {
     const at = this.free.pop()!;
     this.records.set(ip, { at, length });
-    const page = pageOf(ip);
-    const onPage = this.byPage.get(page);
-    if (onPage === undefined) this.byPage.set(page, new Set([ip]));
-    else onPage.add(ip);
     const { host } = this;
     host.i32[(at + RECORD.slot) >> 2] = slot;
     host.i32[(at + RECORD.length) >> 2] = length;
@@ -182,10 +171,4 @@ export class Interpreter {
       host.setNumber(at + RECORD.target, operand.at);
     }
   }
-}
-
-/** The pages that `[at, at + length)` touches: one or two. */
-export function pagesTouched(at: Addr, length: number): Addr[] {
-  const first = pageOf(at);
-  return at + length > first + PAGE_SIZE ? [first, (first + PAGE_SIZE) as Addr] : [first];
 }

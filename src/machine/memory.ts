@@ -4,7 +4,7 @@
 // write access in a TLB, so that every write to code comes through here, and listeners hear of it.
 // Reads and writes here are the laboratory's own and obey no permission; unmapped addresses are refused.
 
-import { type Addr, hex, PAGE_SIZE, pageOf } from "../base/addr.ts";
+import { type Addr, hex, isCanonical, PAGE_SIZE, pageOf, pagesOf } from "../base/addr.ts";
 import { refuse } from "../base/refuse.ts";
 import type { Host, HostAddress } from "./host.ts";
 
@@ -48,6 +48,7 @@ export class Memory {
 
   /** Maps zeroed pages over `[at, at + size)`, rounded out to whole pages, none of which may be mapped. */
   map(at: Addr, size: number, access: Access): void {
+    if (!isCanonical(at + size - 1)) refuse("map-range", { address: hex(at), size });
     const pages = pagesOf(at, size);
     for (const page of pages) if (this.pages.has(page)) refuse("already-mapped", { address: hex(page) });
     for (const page of pages) {
@@ -171,10 +172,4 @@ export class Memory {
     this.host.u8.fill(0, reused, reused + PAGE_SIZE);
     return reused;
   }
-}
-
-function pagesOf(at: Addr, size: number): Addr[] {
-  const pages: Addr[] = [];
-  for (let page = pageOf(at); page < at + size; page = (page + PAGE_SIZE) as Addr) pages.push(page);
-  return pages;
 }

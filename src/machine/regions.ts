@@ -3,7 +3,7 @@
 // A retired region is kept for a while: when a call site is poked back, its old code matches
 // memory again and is used as it is.
 
-import { type Addr, pageOf } from "../base/addr.ts";
+import { type Addr, pageOf, pagesOf } from "../base/addr.ts";
 import { sameBytes } from "../base/bytes.ts";
 import { ModuleBuilder } from "../wasm/module.ts";
 import type { Instruction } from "../x86/decode.ts";
@@ -11,7 +11,6 @@ import { type Block, emitRegion, type StopPoint } from "../x86/lift/region.ts";
 import { definitionOf } from "../x86/lift/table.ts";
 import { fetch } from "./code.ts";
 import type { Host } from "./host.ts";
-import { pagesTouched } from "./interpreter.ts";
 import type { Memory } from "./memory.ts";
 import type { Slots } from "./slots.ts";
 
@@ -40,7 +39,9 @@ export class Regions {
   private readonly active = new Map<number, Region>();
   private readonly entries = new Map<Addr, { region: Region; entry: number }>();
   private readonly byPage = new Map<Addr, Set<Region>>();
-  private readonly kept: Region[] = [];
+  /** Retired ones, the oldest first; and those with a block at an address. */
+  private readonly kept = new Set<Region>();
+  private readonly keptWith = new Map<Addr, Set<Region>>();
   private readonly stops = new Map<Addr, number>();
 
   /** `retired` is told of every region whose jump-cache entries must go. */
@@ -63,7 +64,7 @@ export class Regions {
   }
 
   get keptCount(): number {
-    return this.kept.length;
+    return this.kept.size;
   }
 
   /** The region in table slot `slot`, which is active. */
@@ -75,12 +76,11 @@ export class Regions {
   find(ip: Addr): { region: Region; entry: number } | undefined {
     const found = this.entries.get(ip);
     if (found !== undefined) return found;
-    for (const region of this.kept) {
-      if (region.blocks.some((block) => block.ip === ip) && this.fits(region)) {
-        this.kept.splice(this.kept.indexOf(region), 1);
-        this.activate(region);
-        return this.entries.get(ip);
-      }
+    for (const region of this.keptWith.get(ip) ?? []) {
+      if (!this.fits(region)) continue;
+      this.forget(region);
+      this.activate(region);
+      return this.entries.get(ip);
     }
     return undefined;
   }
@@ -138,9 +138,7 @@ export class Regions {
     if (region.recording !== this.recording()) return false;
     for (const stop of this.stops.keys()) if (holds(region, stop)) return false;
     return region.code.every(({ at, bytes }) => {
-      const executable = pagesTouched(at, bytes.length).every(
-        (page) => this.memory.find(page)?.access.execute,
-      );
+      const executable = pagesOf(at, bytes.length).every((page) => this.memory.find(page)?.access.execute);
       return executable && sameBytes(this.memory.read(at, bytes.length), bytes);
     });
   }
@@ -151,12 +149,10 @@ export class Regions {
       if (!this.entries.has(ip)) this.entries.set(ip, { region, entry });
     });
     for (const { at, bytes } of region.code) {
-      for (const page of pagesTouched(at, bytes.length)) {
+      for (const page of pagesOf(at, bytes.length)) {
         // A retired region's pages may have been unmapped and mapped anew since.
         this.memory.markCode(page);
-        const onPage = this.byPage.get(page);
-        if (onPage === undefined) this.byPage.set(page, new Set([region]));
-        else onPage.add(region);
+        addTo(this.byPage, page, region);
       }
     }
   }
@@ -165,15 +161,21 @@ export class Regions {
     this.active.delete(region.slot);
     for (const { ip } of region.blocks) if (this.entries.get(ip)?.region === region) this.entries.delete(ip);
     for (const { at, bytes } of region.code) {
-      for (const page of pagesTouched(at, bytes.length)) {
-        const onPage = this.byPage.get(page);
-        onPage?.delete(region);
-        if (onPage?.size === 0) this.byPage.delete(page);
-      }
+      for (const page of pagesOf(at, bytes.length)) removeFrom(this.byPage, page, region);
     }
     this.retired(region);
-    this.kept.push(region);
-    if (this.kept.length > MAX_RETIRED) this.slots.release(this.kept.shift()!.slot);
+    this.kept.add(region);
+    for (const { ip } of region.blocks) addTo(this.keptWith, ip, region);
+    const [oldest] = this.kept;
+    if (this.kept.size > MAX_RETIRED && oldest !== undefined) {
+      this.forget(oldest);
+      this.slots.release(oldest.slot);
+    }
+  }
+
+  private forget(region: Region): void {
+    this.kept.delete(region);
+    for (const { ip } of region.blocks) removeFrom(this.keptWith, ip, region);
   }
 
   /** Basic blocks reachable from `ip` by branches whose targets are known; callees and return points included. */
@@ -233,6 +235,18 @@ function block(
     if (definitionOf(instruction)?.role !== "straight" || leaders.has(at)) break;
   }
   return { ip: leader, instructions: run };
+}
+
+function addTo(sets: Map<Addr, Set<Region>>, key: Addr, region: Region): void {
+  const set = sets.get(key);
+  if (set === undefined) sets.set(key, new Set([region]));
+  else set.add(region);
+}
+
+function removeFrom(sets: Map<Addr, Set<Region>>, key: Addr, region: Region): void {
+  const set = sets.get(key);
+  set?.delete(region);
+  if (set?.size === 0) sets.delete(key);
 }
 
 function holds(region: Region, ip: Addr): boolean {

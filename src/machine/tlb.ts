@@ -4,13 +4,12 @@
 // from) goes through a window: for one instruction the entry points at a scratch copy, which is written
 // back afterwards through guest memory, where listeners hear of it.
 
-import { type Addr, isCanonical, PAGE_SIZE } from "../base/addr.ts";
+import { type Addr, isCanonical, PAGE_SIZE, pagesOf } from "../base/addr.ts";
 import { usesStackSegment } from "../x86/segment.ts";
 import { ACCESS, EMPTY_PAGE, STATE, TLB_ENTRIES } from "../x86/state.ts";
 import { fetch } from "./code.ts";
 import { type Fault, PAGE_FAULT } from "./exit.ts";
 import type { Host, HostAddress } from "./host.ts";
-import { pagesTouched } from "./interpreter.ts";
 import type { Memory } from "./memory.ts";
 
 /** Two pages of scratch for each kind of access. */
@@ -69,7 +68,7 @@ export class Tlb {
     if (!isCanonical(linear) || !isCanonical(linear + BigInt(size - 1)))
       return { vector: this.usesStackSegment(write) ? "#SS" : "#GP", errorCode: 0 };
     const at = Number(linear) as Addr;
-    const touched = pagesTouched(at, size);
+    const touched = pagesOf(at, size);
     let code = false;
     for (const page of touched) {
       const mapped = this.memory.find(page);

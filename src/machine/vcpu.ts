@@ -18,6 +18,9 @@ import { SLOT } from "./trunk.ts";
 
 /** How often code is interpreted from a jump target before it is compiled. */
 const HOT_AFTER = 200;
+/** What one lookup counts for; and how many addresses are counted. */
+const LOOKUP_HEAT = 20;
+const MAX_COUNTED = 4096;
 /** Instructions between two returns to TypeScript: V8 replaces a function's code only between calls. */
 const SLICE = 500_000;
 /** Events that fit a vCPU's record before it is drained. */
@@ -36,6 +39,8 @@ export class Vcpu {
   private readonly tlb: Tlb;
   /** Host address of this vCPU's state. */
   private readonly cpu: HostAddress;
+  /** How often an address without compiled code was looked up. */
+  private readonly lookups = new Map<Addr, number>();
   private retiredBefore = 0;
   private granted = 0;
 
@@ -124,8 +129,12 @@ export class Vcpu {
   /** Executes one instruction. Undefined if it simply retired. */
   step(): Exit | undefined {
     const rip = this.machine.trunk.step(this.cpu);
-    if (!Number.isNaN(rip)) return undefined;
-    return this.settle(this.machine.host.i32[(this.cpu + STATE.answer) >> 2]!);
+    const exit = Number.isNaN(rip)
+      ? this.settle(this.machine.host.i32[(this.cpu + STATE.answer) >> 2]!)
+      : undefined;
+    // At once: the next to step on this stack may be another vCPU.
+    if (this.machine.recordCalls) this.drainRecord();
+    return exit;
   }
 
   /** Executes until something stops it. */
@@ -265,8 +274,15 @@ export class Vcpu {
 
   private lookUp(rip: Addr): void {
     const found = this.machine.regions.find(rip);
-    if (found === undefined) this.setCache(STATE.jumpCache, rip, SLOT.interpreter, HOT_AFTER);
-    else this.setCache(STATE.jumpCache, rip, found.region.slot, found.entry);
+    if (found !== undefined) {
+      this.setCache(STATE.jumpCache, rip, found.region.slot, found.entry);
+      return;
+    }
+    // Two hot addresses that share a cache entry evict each other's count: what is looked up often is hot too.
+    const lookups = this.lookups.get(rip) ?? 0;
+    if (this.lookups.size >= MAX_COUNTED) this.lookups.clear();
+    this.lookups.set(rip, lookups + 1);
+    this.setCache(STATE.jumpCache, rip, SLOT.interpreter, Math.max(0, HOT_AFTER - LOOKUP_HEAT * lookups));
   }
 
   private compile(rip: Addr): void {

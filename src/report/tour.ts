@@ -109,17 +109,17 @@ function renderCalls(calls: readonly CallFact[]): string[] {
     `  ${call.function}`,
     call.via,
     `task ${call.task} ${call.patchState}`,
-    `site ${call.site}`,
-    `-> ${call.version}`,
+    call.site,
+    call.version,
     showResult(call.result),
     call.output === undefined ? "" : JSON.stringify(call.output),
   ]);
-  return table([["  function", "via", "task", "", "body", "result", ""], ...rows]);
+  return table([["  function", "via", "task, patch state", "site", "body", "result", "output"], ...rows]);
 }
 
 function renderStack({ where, walked, true: truth, equal, remark }: StackFact): string[] {
   const lines = sideBySide(["walked", ...walked], ["true", ...truth]).map((line) => `    ${line}`);
-  return [`  ${where}: ${equal ? "equal" : "NOT equal"}. ${remark}`, ...lines, ""];
+  return [`  ${where}: ${equal ? "equal" : "NOT equal"}. ${remark}`.trimEnd(), ...lines, ""];
 }
 
 /** Small numbers as numbers, in either sign; the rest as words. */

@@ -36,7 +36,8 @@ export class FunctionBuilder {
   readonly signature: Signature;
   private code = new Writer(1024);
   private readonly locals: ValueType[] = [];
-  private depth = 0;
+  /** The blocks that are open, outermost first. */
+  private readonly open: Label[] = [];
 
   constructor(signature: Signature) {
     this.signature = signature;
@@ -122,15 +123,15 @@ export class FunctionBuilder {
   }
 
   block(type?: ValueType): Label {
-    return this.open(CONTROL.block, type);
+    return this.enter(CONTROL.block, type);
   }
 
   loop(type?: ValueType): Label {
-    return this.open(CONTROL.loop, type);
+    return this.enter(CONTROL.loop, type);
   }
 
   if(type?: ValueType): Label {
-    return this.open(CONTROL.if, type);
+    return this.enter(CONTROL.if, type);
   }
 
   else(): this {
@@ -139,7 +140,7 @@ export class FunctionBuilder {
   }
 
   end(): this {
-    this.depth--;
+    if (this.open.pop() === undefined) throw new Error("no block is open");
     this.code.byte(CONTROL.end);
     return this;
   }
@@ -257,7 +258,7 @@ export class FunctionBuilder {
 
   /** Writes the function's entry of the code section. */
   encode(into: Writer): void {
-    if (this.depth !== 0) throw new Error(`${this.depth} blocks are still open`);
+    if (this.open.length !== 0) throw new Error(`${this.open.length} blocks are still open`);
     const entry = new Writer(this.code.length + 64);
     const runs: { type: ValueType; count: number }[] = [];
     for (const type of this.locals) {
@@ -275,15 +276,16 @@ export class FunctionBuilder {
     into.sized(entry);
   }
 
-  private open(code: number, type?: ValueType): Label {
+  private enter(code: number, type?: ValueType): Label {
     this.code.byte(code);
     this.code.byte(type === undefined ? 0x40 : TYPE[type]);
-    return { depth: ++this.depth };
+    const label = { depth: this.open.length };
+    this.open.push(label);
+    return label;
   }
 
   private distance(label: Label): number {
-    const distance = this.depth - label.depth;
-    if (distance < 0) throw new Error("branch to a block that is closed");
-    return distance;
+    if (this.open[label.depth] !== label) throw new Error("branch to a block that is closed");
+    return this.open.length - 1 - label.depth;
   }
 }

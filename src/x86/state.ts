@@ -89,8 +89,7 @@ export const ANSWER = {
   divideError: 9,
   invalidOpcode: 10,
   generalProtection: 11,
-  stackFault: 12,
-  unimplemented: 13,
+  unimplemented: 12,
   firstRetired: 32,
   hypercall: 32,
   halt: 33,
@@ -116,5 +115,17 @@ export const RECORD = {
   size: 80,
 } as const;
 
-/** A call or return as recorded: kind, its own rip, the stack slot, the address there. */
-export const EVENT = { kind: 0, ip: 8, slot: 16, address: 24, size: 32, call: 1, return: 2 } as const;
+/**
+ * What is recorded of the stack: a call or return, with its own rip, the slot, and the address in it;
+ * or that rsp was set otherwise than by pushing, to `slot`, which ends every frame below it.
+ */
+export const EVENT = {
+  kind: 0,
+  ip: 8,
+  slot: 16,
+  address: 24,
+  size: 32,
+  call: 1,
+  return: 2,
+  stackPointer: 3,
+} as const;

@@ -8,20 +8,26 @@ const LOWER_END = 0x0000_7fff_ffff_ffffn;
 const UPPER_START = 0xffff_8000_0000_0000n;
 
 describe("canonical addresses", () => {
-  test.each([0n, 1n, LOWER_END, UPPER_START, 0xffff_ffff_ffff_ffffn, -1n, -(2n ** 47n)])("0x%s is one", (value) => {
-    expect(isCanonical(value)).toBe(true);
-    expect(toWord(addr(value))).toBe(BigInt.asUintN(64, value));
-  });
+  test.each([0n, 1n, LOWER_END, UPPER_START, 0xffff_ffff_ffff_ffffn, -1n, -(2n ** 47n)])(
+    "0x%s is one",
+    (value) => {
+      expect(isCanonical(value)).toBe(true);
+      expect(toWord(addr(value))).toBe(BigInt.asUintN(64, value));
+    },
+  );
 
   test.each([LOWER_END + 1n, UPPER_START - 1n, 2n ** 63n, -(2n ** 47n) - 1n])("%s is none", (value) => {
     expect(isCanonical(value)).toBe(false);
     expect(() => addr(value)).toThrow(RangeError);
   });
 
-  test.each([2 ** 47, -(2 ** 47) - 1, 0.5, Number.NaN, Number.POSITIVE_INFINITY])("nor is the number %d", (value) => {
-    expect(isCanonical(value)).toBe(false);
-    expect(() => addr(value)).toThrow(RangeError);
-  });
+  test.each([2 ** 47, -(2 ** 47) - 1, 0.5, Number.NaN, Number.POSITIVE_INFINITY])(
+    "nor is the number %d",
+    (value) => {
+      expect(isCanonical(value)).toBe(false);
+      expect(() => addr(value)).toThrow(RangeError);
+    },
+  );
 
   test("the message names it as it would be printed", () => {
     expect(() => addr(LOWER_END + 1n)).toThrow("0x0000800000000000 is not a canonical address");

@@ -20,8 +20,8 @@ test("a refusal has its code and its sentence, filled in, on one line", () => {
 });
 
 test("numbers and dollar signs are printed as they are", () => {
-  const made = refusal(() => refuse("not-a-number", { option: "$&", text: "$1", example: 12 }));
-  expect(made.message).toBe("$& wants a whole number, not '$1'; give for example 12");
+  const made = refusal(() => refuse("assembly", { at: 12, problem: "$& and $1", text: "{at}" }));
+  expect(made.message).toBe("12: $& and $1, in '{at}'; mend that line");
 });
 
 describe("the catalogue", () => {

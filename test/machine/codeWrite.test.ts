@@ -4,7 +4,20 @@
 import { describe, expect, test } from "vitest";
 import { type Addr, addr, offset, PAGE_SIZE } from "../../src/base/addr.ts";
 import { parseHexBytes } from "../../src/base/bytes.ts";
-import { DATA, type Guest, loopOf, makeGuest, RO, RW, RWX, RX, setRegisters, stateOf, TEXT, trace } from "./guest.ts";
+import {
+  DATA,
+  type Guest,
+  loopOf,
+  makeGuest,
+  RO,
+  RW,
+  RWX,
+  RX,
+  setRegisters,
+  stateOf,
+  TEXT,
+  trace,
+} from "./guest.ts";
 
 const NOP = "0f 1f 44 00 00";
 
@@ -69,7 +82,11 @@ describe("the laboratory writes", () => {
   });
 
   test("bytes that were no instruction become one, by any of them", () => {
-    for (const [wrong, at, right] of [["0f 04 c0", 1, 0xa2], ["0f 04 c0", 1, 0x1f], ["66 f0 90", 1, 0x66]] as const) {
+    for (const [wrong, at, right] of [
+      ["0f 04 c0", 1, 0xa2],
+      ["0f 04 c0", 1, 0x1f],
+      ["66 f0 90", 1, 0x66],
+    ] as const) {
       const guest = makeGuest(`${wrong} 0f 01 c1`);
       for (let n = 0; n < 3; n++) expect(guest.vcpu.run()).toMatchObject({ fault: { vector: "#UD" } });
       guest.machine.memory.write(offset(TEXT, at), Uint8Array.of(right));
@@ -84,12 +101,12 @@ describe("the guest writes", () => {
     // 0: mov %dl,3(%rip) -> 88 15 01 00 00 00; 6: mov $0,%al (b0 00); 8: add %rax,%rbx; b: inc %dl; loop
     const code = loopOf("88 15 01 00 00 00 b0 00 48 01 c3 fe c2");
     const [stepped, ran] = [makeGuest(code), makeGuest(code)];
-    for (const guest of [stepped, ran]) setRegisters(guest, { rcx: 600, rdx: 1 });
+    for (const guest of [stepped, ran]) setRegisters(guest, { rcx: 300, rdx: 1 });
     trace(stepped);
     expect(ran.vcpu.run().kind).toBe("hypercall");
     expect(stateOf(ran)).toEqual(stateOf(stepped));
     let sum = 0n;
-    for (let n = 0; n < 600; n++) sum += BigInt((n + 1) & 0xff);
+    for (let n = 0; n < 300; n++) sum += BigInt((n + 1) & 0xff);
     expect(ran.vcpu.get("rbx")).toBe(sum);
     expect(ran.vcpu.instructions).toBe(stepped.vcpu.instructions);
   });
@@ -166,7 +183,11 @@ describe("code across two pages", () => {
     const { memory } = guest.machine;
     const fetchFault = (errorCode: number) => {
       setRegisters(guest, { rcx: 5 }, at);
-      expect(guest.vcpu.run()).toEqual({ kind: "fault", ip: at, fault: { vector: "#PF", errorCode, address: second, size: 1 } });
+      expect(guest.vcpu.run()).toEqual({
+        kind: "fault",
+        ip: at,
+        fault: { vector: "#PF", errorCode, address: second, size: 1 },
+      });
     };
     const rest = memory.read(second, PAGE_SIZE);
     memory.protect(second, PAGE_SIZE, RO);

@@ -27,12 +27,18 @@ describe("mapping", () => {
     memory.map(offset(A, 4000), 200, RW);
     expect(memory.read(A, 2 * PAGE_SIZE)).toEqual(new Uint8Array(2 * PAGE_SIZE));
     expect(reads(page(2))).toThrow("guest memory at 0xffff888000002000 is not mapped");
-    expect([memory.isMapped(A, 8192), memory.isMapped(A, 8193), memory.isMapped(offset(A, -1), 2)]).toEqual([true, false, false]);
+    expect([memory.isMapped(A, 8192), memory.isMapped(A, 8193), memory.isMapped(offset(A, -1), 2)]).toEqual([
+      true,
+      false,
+      false,
+    ]);
   });
 
   test("is refused over what is mapped, and then maps nothing", () => {
     memory.map(page(2), 1, RW);
-    expect(() => memory.map(A, 4 * PAGE_SIZE, RW)).toThrow("guest memory at 0xffff888000002000 is mapped already");
+    expect(() => memory.map(A, 4 * PAGE_SIZE, RW)).toThrow(
+      "guest memory at 0xffff888000002000 is mapped already",
+    );
     expect([0, 1, 3].map((n) => memory.isMapped(page(n), 1))).toEqual([false, false, false]);
   });
 

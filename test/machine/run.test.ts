@@ -3,7 +3,18 @@
 
 import { describe, expect, test } from "vitest";
 import { type Addr, offset } from "../../src/base/addr.ts";
-import { counted, DATA, type Guest, makeGuest, type Registers, restart, type State, stateOf, TEXT, trace } from "./guest.ts";
+import {
+  counted,
+  DATA,
+  type Guest,
+  makeGuest,
+  type Registers,
+  restart,
+  type State,
+  stateOf,
+  TEXT,
+  trace,
+} from "./guest.ts";
 
 interface Program {
   readonly name: string;
@@ -55,7 +66,10 @@ describe.each(PROGRAMS)("$name", (program) => {
   const { states, exit } = trace(cold(program));
   const total = states.length - 1;
 
-  test.each([["cold", cold], ["hot", hot]] as const)("run %s ends as stepping does", (_, make) => {
+  test.each([
+    ["cold", cold],
+    ["hot", hot],
+  ] as const)("run %s ends as stepping does", (_, make) => {
     const guest = make(program);
     const { result, instructions } = counted(guest, () => guest.vcpu.run());
     expect(result).toEqual(exit);
@@ -72,7 +86,10 @@ describe.each(PROGRAMS)("$name", (program) => {
     expect(ran.machine.memory.read(DATA, 256)).toEqual(stepped.machine.memory.read(DATA, 256));
   });
 
-  test.each([["cold", cold], ["hot", hot]] as const)("a budget of n stops %s after n", (_, make) => {
+  test.each([
+    ["cold", cold],
+    ["hot", hot],
+  ] as const)("a budget of n stops %s after n", (_, make) => {
     let guest = make(program);
     for (let n = 0; n <= total; n++) {
       if (make === cold && n % 8 === 7) guest = cold(program); // fresh now and then: machines are not small
@@ -99,7 +116,10 @@ describe.each(PROGRAMS)("$name", (program) => {
   const arrivals = (at: Addr) =>
     states.flatMap(({ rip }: State, n) => (n > 0 && n < total && rip === at ? [n] : []));
 
-  test.each([["cold", cold], ["hot", hot]] as const)("until stops %s at every arrival", (_, make) => {
+  test.each([
+    ["cold", cold],
+    ["hot", hot],
+  ] as const)("until stops %s at every arrival", (_, make) => {
     const guest = make(program);
     for (const until of addresses) {
       restart(guest, program.registers);
@@ -128,7 +148,10 @@ describe.each(PROGRAMS)("$name", (program) => {
         const [n] = arrivals(until);
         if (n === undefined) continue;
         const guest = make(program);
-        expect(guest.vcpu.run({ until, budget: n }), `${make.name}, at ${until - TEXT}`).toEqual({ kind: "reached", ip: until });
+        expect(guest.vcpu.run({ until, budget: n }), `${make.name}, at ${until - TEXT}`).toEqual({
+          kind: "reached",
+          ip: until,
+        });
         expect(stateOf(guest)).toEqual(states[n]);
       }
   });

@@ -96,7 +96,10 @@ describe("branches", () => {
       const otherwise = b.block();
       const labels = Array.from({ length: count }, () => b.block()).reverse();
       b.get(b.param(0)).brTable(labels, otherwise);
-      for (let n = 0; n < count; n++) b.end().i32(3 * n).op("return");
+      for (let n = 0; n < count; n++)
+        b.end()
+          .i32(3 * n)
+          .op("return");
       b.end().i32(-1);
     });
     expect([0, 1, 63, 64, 128, 999, 1000].map((n) => f(n))).toEqual([0, 3, 189, 192, 384, 2997, -1]);
@@ -150,13 +153,21 @@ describe("calls", () => {
   test("an import after the first function is refused", () => {
     const module = new ModuleBuilder();
     module.function(makeFunction([], [], () => {}));
-    expect(() => module.importFunction("a", "b", { params: [], results: [] })).toThrow("after the first function");
+    expect(() => module.importFunction("a", "b", { params: [], results: [] })).toThrow(
+      "after the first function",
+    );
   });
 
   test("return_call a million deep does not overflow, and call does", () => {
     const module = new ModuleBuilder();
-    module.function(descend((f) => f.returnCall(0)), "tail");
-    module.function(descend((f) => f.call(1)), "plain");
+    module.function(
+      descend((f) => f.returnCall(0)),
+      "tail",
+    );
+    module.function(
+      descend((f) => f.call(1)),
+      "plain",
+    );
     const { tail, plain } = instantiate(module);
     expect(tail!(DEEP, 0n)).toBe((BigInt(DEEP) * BigInt(DEEP + 1)) / 2n);
     expect(plain!(100, 0n)).toBe(5050n);
@@ -167,8 +178,14 @@ describe("calls", () => {
     const module = new ModuleBuilder();
     module.table({ minimum: 2 }, "table");
     const type = module.type(counting);
-    module.function(descend((f) => f.i32(1).returnCallIndirect(type)), "even");
-    module.function(descend((f) => f.i32(0).returnCallIndirect(type)), "odd");
+    module.function(
+      descend((f) => f.i32(1).returnCallIndirect(type)),
+      "even",
+    );
+    module.function(
+      descend((f) => f.i32(0).returnCallIndirect(type)),
+      "odd",
+    );
     const { even, odd, table } = instantiate(module);
     const slots = table as unknown as WebAssembly.Table;
     slots.set(0, even as unknown as WebAssembly.ExportValue);
@@ -181,9 +198,18 @@ describe("calls", () => {
     const imported = new WebAssembly.Table({ initial: 4, element: "anyfunc" });
     module.importTable("host", "table", { minimum: 4 });
     const nullary = module.type({ params: [], results: I32 });
-    module.function(makeFunction([], I32, (f) => f.i32(11)), "eleven");
-    module.function(makeFunction([], ["i64"], (f) => f.i64(12)), "long");
-    module.function(makeFunction(I32, I32, (f) => f.get(f.param(0)).callIndirect(nullary)), "call");
+    module.function(
+      makeFunction([], I32, (f) => f.i32(11)),
+      "eleven",
+    );
+    module.function(
+      makeFunction([], ["i64"], (f) => f.i64(12)),
+      "long",
+    );
+    module.function(
+      makeFunction(I32, I32, (f) => f.get(f.param(0)).callIndirect(nullary)),
+      "call",
+    );
     module.function(
       makeFunction(["i32", "i32"], [], (f) => f.get(f.param(0)).get(f.param(1)).tableGet().tableSet()),
       "move",
@@ -207,7 +233,10 @@ describe("calls", () => {
     const first = module.type({ params: ["i32"], results: ["i64", "f64"] });
     expect(module.type({ params: ["i32"], results: ["i64", "f64"] })).toBe(first);
     expect(module.type({ params: ["i32", "i64"], results: ["f64"] })).not.toBe(first);
-    module.function(makeFunction(I32, ["i64", "f64"], (f) => f.i64(-3).f64(0.125)), "pair");
+    module.function(
+      makeFunction(I32, ["i64", "f64"], (f) => f.i64(-3).f64(0.125)),
+      "pair",
+    );
     expect(instantiate(module).pair!(0)).toEqual([-3n, 0.125]);
   });
 });
@@ -216,9 +245,18 @@ describe("globals and locals", () => {
   test("globals start at what was given, and are written", () => {
     const module = new ModuleBuilder();
     const [a, b] = [module.global("i32", -129), module.global("i64", 2n ** 64n - 2n)];
-    module.function(makeFunction([], I32, (f) => f.globalGet(a)), "a");
-    module.function(makeFunction([], ["i64"], (f) => f.globalGet(b)), "b");
-    module.function(makeFunction(["i64"], [], (f) => f.get(f.param(0)).globalSet(b)), "set");
+    module.function(
+      makeFunction([], I32, (f) => f.globalGet(a)),
+      "a",
+    );
+    module.function(
+      makeFunction([], ["i64"], (f) => f.globalGet(b)),
+      "b",
+    );
+    module.function(
+      makeFunction(["i64"], [], (f) => f.get(f.param(0)).globalSet(b)),
+      "set",
+    );
     const exports = instantiate(module);
     expect([exports.a!(), exports.b!()]).toEqual([-129, -2n]);
     exports.set!(2n ** 40n);
@@ -229,13 +267,19 @@ describe("globals and locals", () => {
     const memory = new WebAssembly.Memory({ initial: 1, maximum: 3 });
     const module = new ModuleBuilder();
     module.importMemory("hôte", "mémoire", { minimum: 1, maximum: 3 });
-    module.function(makeFunction([], [], (f) => f.i32(8).i64(-1).store("i64.store")), "run");
+    module.function(
+      makeFunction([], [], (f) => f.i32(8).i64(-1).store("i64.store")),
+      "run",
+    );
     instantiate(module, { hôte: { mémoire: memory } }).run!();
     expect([...new Uint8Array(memory.buffer, 7, 10)]).toEqual([0, ...new Array(8).fill(255), 0]);
   });
 
   test("400 locals of mixed types are zero at entry, and apart from one another", () => {
-    const types: ValueType[] = Array.from({ length: 400 }, (_, n) => (["i32", "i64", "i64", "f64"] as const)[(n * 7) % 4]!);
+    const types: ValueType[] = Array.from(
+      { length: 400 },
+      (_, n) => (["i32", "i64", "i64", "f64"] as const)[(n * 7) % 4]!,
+    );
     const f = compile(["i64"], ["i64", "i64"], (b) => {
       const locals = types.map((type) => b.local(type));
       // Each weighted by its place, so that two exchanged locals change the sum.
@@ -245,7 +289,9 @@ describe("globals and locals", () => {
           b.get(local);
           if (types[n] === "i32") b.op("i64.extend_i32_s");
           if (types[n] === "f64") b.op("i64.trunc_f64_s");
-          b.i64(n + 1).op("i64.mul").op("i64.add");
+          b.i64(n + 1)
+            .op("i64.mul")
+            .op("i64.add");
         });
       };
       total();
@@ -280,7 +326,11 @@ test("a captured body can follow a prologue that was decided after it", () => {
 
 test("a module of 3,000 functions keeps each one's code", () => {
   const module = new ModuleBuilder();
-  for (let n = 0; n < 3000; n++) module.function(makeFunction([], I32, (f) => f.i32(n * n)), `f${n}`);
+  for (let n = 0; n < 3000; n++)
+    module.function(
+      makeFunction([], I32, (f) => f.i32(n * n)),
+      `f${n}`,
+    );
   const exports = instantiate(module);
   for (const n of [0, 1, 127, 128, 2047, 2999]) expect(exports[`f${n}`]!()).toBe(n * n);
 });

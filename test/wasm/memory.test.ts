@@ -2,8 +2,8 @@
 // against Uint8Array.
 
 import { describe, expect, test } from "vitest";
-import { LOAD, type LoadName, STORE, type StoreName } from "../../src/wasm/opcode.ts";
 import { ModuleBuilder } from "../../src/wasm/module.ts";
+import { LOAD, type LoadName, STORE, type StoreName } from "../../src/wasm/opcode.ts";
 import { instantiate, makeFunction, type WasmFunction } from "./compiled.ts";
 import type { WasmValue } from "./numericModel.ts";
 
@@ -78,7 +78,9 @@ describe("loads", () => {
 
   test("sign and width are told apart by the bytes that are read", () => {
     // Top bits set in the last byte of each width: the sign of each is then in no other.
-    const at = bytes.findIndex((_, n) => [0, 1, 3].every((more) => bytes[n + more]! >= 0x80) && bytes[n + 7]! < 0x80);
+    const at = bytes.findIndex(
+      (_, n) => [0, 1, 3].every((more) => bytes[n + more]! >= 0x80) && bytes[n + 7]! < 0x80,
+    );
     const results = names.map((name) => `${widthOf(name).type}:${exports[`${name}+0`]!(at)}`);
     expect(new Set(results).size).toBe(names.length);
   });
@@ -104,7 +106,8 @@ describe("stores", () => {
         if (address + offset + width.bytes > PAGE) continue;
         const wanted = bytes.slice();
         const value = 0x8192_a3b4_c5d6_e7f8n ^ BigInt(address * 0x1111 + offset);
-        for (let n = 0; n < width.bytes; n++) wanted[address + offset + n] = Number((value >> BigInt(8 * n)) & 0xffn);
+        for (let n = 0; n < width.bytes; n++)
+          wanted[address + offset + n] = Number((value >> BigInt(8 * n)) & 0xffn);
         const passed = width.type === "i32" ? Number(BigInt.asIntN(32, value)) : BigInt.asIntN(64, value);
         exports[`${name}+${offset}`]!(address, passed);
         expect(Buffer.compare(bytes, wanted), `${address}+${offset}`).toBe(0);
@@ -128,22 +131,38 @@ describe("bulk operations", () => {
       emit(f);
     });
   const exports = withMemory(memory, (module) => {
-    module.function(three((f) => f.memoryCopy()), "copy");
-    module.function(three((f) => f.memoryFill()), "fill");
-    module.function(makeFunction([], ["i32"], (f) => f.memorySize()), "size");
-    module.function(makeFunction(["i32"], ["i32"], (f) => f.get(f.param(0)).memoryGrow()), "grow");
+    module.function(
+      three((f) => f.memoryCopy()),
+      "copy",
+    );
+    module.function(
+      three((f) => f.memoryFill()),
+      "fill",
+    );
+    module.function(
+      makeFunction([], ["i32"], (f) => f.memorySize()),
+      "size",
+    );
+    module.function(
+      makeFunction(["i32"], ["i32"], (f) => f.get(f.param(0)).memoryGrow()),
+      "grow",
+    );
   });
   const call = (name: string): WasmFunction => exports[name]!;
 
-  test.each([[100, 90, 50], [90, 100, 50], [0, 1000, 300], [PAGE - 4, 0, 4], [5, 5, 9], [1, 2, 0]])(
-    "copy to %i from %i of %i bytes",
-    (to, from, size) => {
-      const wanted = bytes.slice();
-      wanted.copyWithin(to, from, from + size);
-      call("copy")(to, from, size);
-      expect(Buffer.compare(bytes, wanted)).toBe(0);
-    },
-  );
+  test.each([
+    [100, 90, 50],
+    [90, 100, 50],
+    [0, 1000, 300],
+    [PAGE - 4, 0, 4],
+    [5, 5, 9],
+    [1, 2, 0],
+  ])("copy to %i from %i of %i bytes", (to, from, size) => {
+    const wanted = bytes.slice();
+    wanted.copyWithin(to, from, from + size);
+    call("copy")(to, from, size);
+    expect(Buffer.compare(bytes, wanted)).toBe(0);
+  });
 
   test("fill takes the value's low byte", () => {
     const wanted = bytes.slice().fill(0x5a, 40, 77);

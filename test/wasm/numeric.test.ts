@@ -6,7 +6,15 @@ import { describe, expect, test } from "vitest";
 import { ModuleBuilder } from "../../src/wasm/module.ts";
 import { OP, type OpName } from "../../src/wasm/opcode.ts";
 import { compile, instantiate, makeFunction, type WasmFunction } from "./compiled.ts";
-import { EDGES, MODELS, type Model, type NumericName, type Outcome, STRUCTURAL, type WasmValue } from "./numericModel.ts";
+import {
+  EDGES,
+  MODELS,
+  type Model,
+  type NumericName,
+  type Outcome,
+  STRUCTURAL,
+  type WasmValue,
+} from "./numericModel.ts";
 
 const NAMES = (Object.keys(OP) as OpName[]).filter(
   (name): name is NumericName => !(STRUCTURAL as readonly string[]).includes(name),
@@ -45,7 +53,8 @@ function outcome(name: OpName, values: readonly WasmValue[]): Outcome {
 /** All combinations of edge values for the parameters of `model`. */
 function edgeCases({ params }: Model): WasmValue[][] {
   let cases: WasmValue[][] = [[]];
-  for (const type of params) cases = cases.flatMap((start) => EDGES[type as "i32"].map((value) => [...start, value]));
+  for (const type of params)
+    cases = cases.flatMap((start) => EDGES[type as "i32"].map((value) => [...start, value]));
   return cases;
 }
 

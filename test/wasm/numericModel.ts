@@ -138,6 +138,10 @@ const I64_EDGES = [
 export const EDGES: Record<"i32" | "i64" | "f64", readonly WasmValue[]> = {
   i64: I64_EDGES.map((value) => BigInt.asIntN(64, value)),
   i32: [...new Set(I64_EDGES.map((value) => Number(BigInt.asIntN(32, value))))],
-  f64: [0, -0, 0.5, -0.5, 1, -1.9, 2 ** 53, -(2 ** 63), 2 ** 63, 2 ** 63 - 1024, 1e300, -1e300]
-    .concat([Number.MIN_VALUE, Number.MAX_VALUE, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]),
+  f64: [0, -0, 0.5, -0.5, 1, -1.9, 2 ** 53, -(2 ** 63), 2 ** 63, 2 ** 63 - 1024, 1e300, -1e300].concat([
+    Number.MIN_VALUE,
+    Number.MAX_VALUE,
+    Number.POSITIVE_INFINITY,
+    Number.NEGATIVE_INFINITY,
+  ]),
 };

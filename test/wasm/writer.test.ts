@@ -68,7 +68,8 @@ describe("LEB128", () => {
     const check = (value: number) => {
       expect(written((w) => w.s64(value))).toEqual(written((w) => w.s64(BigInt(value))));
     };
-    for (const value of [...S32, -0, Number.MAX_SAFE_INTEGER, Number.MIN_SAFE_INTEGER, 2 ** 32, -(2 ** 32)]) check(value);
+    for (const value of [...S32, -0, Number.MAX_SAFE_INTEGER, Number.MIN_SAFE_INTEGER, 2 ** 32, -(2 ** 32)])
+      check(value);
     fc.assert(fc.property(fc.maxSafeInteger(), check), RUNS);
   });
 
@@ -77,18 +78,32 @@ describe("LEB128", () => {
   });
 
   test("constants are what the engine reads back", () => {
-    const constants = compile([], S32.map(() => "i32" as const), (f) => {
-      for (const value of S32) f.i32(value);
-    });
+    const constants = compile(
+      [],
+      S32.map(() => "i32" as const),
+      (f) => {
+        for (const value of S32) f.i32(value);
+      },
+    );
     expect(constants()).toEqual(S32);
-    const longs = compile([], S64.map(() => "i64" as const), (f) => {
-      for (const value of S64) f.i64(value);
-    });
+    const longs = compile(
+      [],
+      S64.map(() => "i64" as const),
+      (f) => {
+        for (const value of S64) f.i64(value);
+      },
+    );
     expect(longs()).toEqual(S64);
     const doubles = [0, -0, 0.1, -1e300, Number.MIN_VALUE, Number.NEGATIVE_INFINITY];
-    expect(compile([], doubles.map(() => "f64" as const), (f) => {
-      for (const value of doubles) f.f64(value);
-    })()).toEqual(doubles);
+    expect(
+      compile(
+        [],
+        doubles.map(() => "f64" as const),
+        (f) => {
+          for (const value of doubles) f.f64(value);
+        },
+      )(),
+    ).toEqual(doubles);
   });
 });
 

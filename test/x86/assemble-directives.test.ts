@@ -230,7 +230,7 @@ back: .skip 126
 ${Array.from({ length: 40 }, (_, i) => `l${i}: jmp l${(i * 7 + 11) % 40}\n jne l${(i * 13 + 5) % 40}\n .skip ${(i * 5) % 9}\n .p2align ${i % 4}`).join("\n")}
 `,
   symbols: `
-    .globl exported, alias, undefined_and_unused
+    .globl exported, alias
     .weak maybe
     .set FIVE, 5
     six = FIVE + 1
@@ -254,13 +254,8 @@ exported: mov $six, %eax
     .set alias, exported
     .set inner, exported + 3
     jmp inner
-    call alias@PLT
 later = . - exported
     .size exported, . - exported
-    .ident "x"
-    .file "y.c"
-    .cfi_startproc
-    .cfi_endproc
     .code64
 `,
   "a symbol that is a number only later": `
@@ -446,6 +441,23 @@ describe("where we differ from GNU as", () => {
     const { sections } = await assemble("t.s", ".globl f\nf: ret\ncall f");
     expect(sections[0]!.relocations).toEqual([]);
     expect([...sections[0]!.bytes]).toEqual([0xc3, 0xe8, 0xfa, 0xff, 0xff, 0xff]);
+  });
+
+  test("an alias is what it stands for", async () => {
+    const { sections, symbols } = await assemble("t.s", ".globl f, g\nf: ret\n.set g, f\n.data\n.quad g");
+    expect(symbols[sections[1]!.relocations[0]!.symbol]!.name).toBe("f");
+    expect(symbols.find(({ name }) => name === "g")).toMatchObject({
+      binding: "global",
+      section: 0,
+      value: 0,
+    });
+  });
+
+  test("notes for compilers and debuggers make nothing", async () => {
+    const text = '.ident "x"\n.file "y.c"\n.cfi_startproc\n.cfi_endproc\n.globl nowhere\n.hidden nowhere';
+    const { sections, symbols } = await assemble("t.s", text);
+    expect(sections.map(({ name, size }) => [name, size])).toEqual([[".text", 0]]);
+    expect(symbols.map(({ name }) => name)).toEqual([".text"]);
   });
 
   test("a weak one does", async () => {

@@ -36,12 +36,12 @@ function inFolder<T>(act: (folder: string) => T): T {
 
 const signed = (value: number) => `${value < 0 ? "-" : "+"}0x${Math.abs(value).toString(16)}`;
 
-/** What GNU as makes of `source`. Throws with its messages when it does not take it. */
-export function gnuSummary(source: string): Summary {
+/** What GNU as makes of `source`, with its includes from `folder`. Throws with its messages when it does not take it. */
+export function gnuSummary(source: string, includes = "."): Summary {
   return inFolder((folder) => {
     const [input, object] = [join(folder, "t.s"), join(folder, "t.o")];
     writeFileSync(input, source);
-    execFileSync("as", ["--64", "-o", object, input], { stdio: "pipe" });
+    execFileSync("as", ["--64", "-I", includes, "-o", object, input], { stdio: "pipe" });
     const tables = execFileSync("readelf", ["-SsrW", object], { encoding: "utf8" });
     const names: string[] = [];
     const sections: string[] = [];

@@ -3,6 +3,7 @@
 import { Decoder, Formatter, FormatterSyntax } from "iced-x86";
 import { beforeAll, describe, expect, test } from "vitest";
 import { Refusal } from "../../src/base/refuse.ts";
+import { KeystoneEncoder } from "../../src/x86/assemble/keystone.ts";
 import { type Assembler, loadAssembler } from "../../src/x86/assemble.ts";
 import { gnuEncodings, NO_GNU } from "./assemble-gnu.ts";
 import { instructionTexts } from "./assemble-texts.ts";
@@ -86,7 +87,16 @@ describe("what Keystone gets wrong or lacks", () => {
   ])("%s is %s", (text, hex) => expect(encode(text)).toBe(hex));
 });
 
-test("after a statement that Keystone could not survive, the assembler still works", async () => {
+test("Keystone's own breakdown is caught, and leaves no exit code", async () => {
+  const keystone = await KeystoneEncoder.load();
+  const before = process.exitCode;
+  expect(() => keystone.encode("cmpxchg %sil, %ah", "cmpxchg")).toThrow(/broke down/);
+  expect(process.exitCode).toBe(before);
+  expect(keystone.alive).toBe(false);
+  expect(() => keystone.encode("nop", "nop")).toThrow(/load the assembler again/);
+});
+
+test("statements that Keystone would not survive never reach it", async () => {
   expect(() => encode("movzbq %ah, %rax")).toThrow(/no encoding has both/);
   expect(() => encode("add %ah, %sil")).toThrow(/no encoding has both/);
   expect((await loadAssembler()).alive).toBe(true);

@@ -110,7 +110,7 @@ function* alu(): Generator<string> {
 }
 
 function* moves(): Generator<string> {
-  for (const m of ["(%rsi)", "%gs:0x10", "8(%r8,%rax,2)", "foo_disp(%rip)".replace("foo_disp", "0x40")]) {
+  for (const m of ["(%rsi)", "%gs:0x10", "8(%r8,%rax,2)", "0x40(%rip)"]) {
     for (const [op, to] of [
       ["movzbw", "%cx"],
       ["movzbl", "%ecx"],
@@ -379,9 +379,9 @@ function* strings(): Generator<string> {
 }
 
 function* system(): Generator<string> {
-  yield* "nop pause hlt cli sti cld std clc stc cmc cpuid rdtsc rdtscp rdpmc rdmsr wrmsr wbinvd invd swapgs syscall sysret sysretq sysretl sysenter sysexit sysexitq clts ud2 ud2a int3 int1 icebp into endbr64 endbr32 lfence mfence sfence monitor mwait vmcall vmmcall vmlaunch vmresume vmxoff stac clac xgetbv xsetbv rdpkru wrpkru sahf lahf cbtw cwtl cltq cwtd cltd cqto cdqe cqo cdq cwd cbw cwde serialize encls enclu xtest xend emms fninit fwait rsm getsec saves setssbsy wbnoinvd hreset"
-    .split(" ")
-    .map((text) => text);
+  yield* "nop pause hlt cli sti cld std clc stc cmc cpuid rdtsc rdtscp rdpmc rdmsr wrmsr wbinvd invd swapgs syscall sysret sysretq sysretl sysenter sysexit sysexitq clts ud2 ud2a int3 int1 icebp into endbr64 endbr32 lfence mfence sfence monitor mwait vmcall vmmcall vmlaunch vmresume vmxoff stac clac xgetbv xsetbv rdpkru wrpkru sahf lahf cbtw cwtl cltq cwtd cltd cqto cdqe cqo cdq cwd cbw cwde serialize encls enclu xtest xend emms fninit fwait rsm getsec saves setssbsy wbnoinvd hreset".split(
+    " ",
+  );
   yield* [
     "int $3",
     "int $0x80",
@@ -399,7 +399,7 @@ function* system(): Generator<string> {
       "0(%rax,%rax,1)",
       "0x0(%rax,%rax,1)",
       "0x80(%rax)",
-      "0x0L(%rax)".replace("L", ""),
+      "0x0(%rax)",
       "%cs:0(%rax,%rax,1)",
       "%cs:0x1000(%rax,%rax,1)",
       "8(%r9)",

@@ -2,11 +2,12 @@
 //
 // Where Keystone's encoding differs from GNU as's, it is brought to it here as far as that is one rewrite.
 
+import { Mnemonic } from "iced-x86";
 import { type Ask, checkEncoding, type Encoding } from "./check.ts";
 import { fail } from "./fault.ts";
 import { encodeForm } from "./forms.ts";
 import type { KeystoneEncoder } from "./keystone.ts";
-import { NEEDS_SIZE, SUFFIXES } from "./mnemonic.ts";
+import { intelNames, NEEDS_SIZE, SUFFIXES } from "./mnemonic.ts";
 import { isDefaultSegment, isHighByte, type MemoryOperand, type Operand, registerWidth } from "./operand.ts";
 
 export class InstructionEncoder {
@@ -22,6 +23,7 @@ export class InstructionEncoder {
     const text = showAsk(ask);
     const known = this.known.get(text);
     if (known) return known;
+    refuseUnknown(ask);
     refuseUnsized(ask);
     refuseHighByte(ask);
     const respelt = respell(ask);
@@ -32,13 +34,17 @@ export class InstructionEncoder {
 
   private askKeystone(ask: Ask): Uint8Array {
     const absolute = ask.operands.find((operand) => operand.kind === "memory" && isAbsolute(operand));
-    if (!absolute || ask.mnemonic.startsWith("movabs")) return this.keystone.encode(showAsk(ask));
+    if (!absolute || ask.mnemonic.startsWith("movabs"))
+      return this.keystone.encode(showAsk(ask), ask.mnemonic);
     // Keystone makes absolute addresses rip-relative or eight bytes long: ask for rip and rewrite the ModRM byte.
     const operands = ask.operands.map((operand) =>
       operand === absolute ? { ...operand, base: "rip" } : operand,
     );
     const relative = { ...ask, operands };
-    const { bytes, displacement } = checkEncoding(relative, this.keystone.encode(showAsk(relative)));
+    const { bytes, displacement } = checkEncoding(
+      relative,
+      this.keystone.encode(showAsk(relative), ask.mnemonic),
+    );
     const modrm = displacement.offset - 1;
     const [before, after] = [bytes.subarray(0, modrm), bytes.subarray(displacement.offset)];
     return Uint8Array.from([...before, bytes[modrm]! - 1, SIB_ABSOLUTE, ...after]);
@@ -120,6 +126,14 @@ function as32(operand: Operand<bigint>, widths: readonly number[]): Operand<bigi
   const numbered = /^r\d+/.exec(operand.name)?.[0];
   return { ...operand, name: numbered ? `${numbered}d` : `e${operand.name.replace(/^r/, "")}` };
 }
+
+function refuseUnknown({ mnemonic }: Ask): void {
+  for (const { name } of intelNames(mnemonic)) if (NAMES.has(name)) return;
+  fail(`unknown mnemonic '${mnemonic}'`);
+}
+
+/** Every instruction's name that iced-x86 knows. */
+const NAMES = new Set(Object.keys(Mnemonic).map((name) => name.toLowerCase()));
 
 function refuseUnsized({ mnemonic, operands }: Ask): void {
   if (!NEEDS_SIZE.has(mnemonic) || !operands.some((operand) => operand.kind === "memory")) return;

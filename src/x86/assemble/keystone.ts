@@ -29,8 +29,8 @@ export class KeystoneEncoder {
     return !this.dead;
   }
 
-  /** The bytes of one AT&T instruction whose numbers are all hexadecimal. Throws Fault with Keystone's message. */
-  encode(text: string): Uint8Array {
+  /** The bytes of one AT&T instruction, a known `mnemonic`, all numbers hexadecimal. Throws Fault with Keystone's message. */
+  encode(text: string, mnemonic: string): Uint8Array {
     if (this.dead) fail("Keystone broke down on an earlier statement; load the assembler again");
     const exitCode = process.exitCode;
     try {
@@ -39,7 +39,7 @@ export class KeystoneEncoder {
       const message = failed
         ? this.module.strerror(this.engine.errno()).replace(/ \(KS_ERR_\w+\)$/, "")
         : "no bytes";
-      return fail(`Keystone cannot encode it: ${message}`);
+      return fail(`these operands do not fit '${mnemonic}' (Keystone: ${message})`);
     } catch (error) {
       if (error instanceof Fault) throw error;
       // LLVM's fatal errors end in exit(), which Emscripten throws after setting the exit code of this process.

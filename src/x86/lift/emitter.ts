@@ -11,7 +11,7 @@ import { PAGE_SIZE } from "../../base/addr.ts";
 import { bug } from "../../base/refuse.ts";
 import type { FunctionBuilder, Local } from "../../wasm/function.ts";
 import type { OpName, ValueType } from "../../wasm/opcode.ts";
-import type { Instruction, Operand, Size } from "../decode.ts";
+import { type Instruction, Mnemonic, type Operand, type Size } from "../decode.ts";
 import { type Gpr, RSP } from "../register.ts";
 import { ANSWER, EVENT, STATE, TLB_ENTRIES, X_MASK } from "../state.ts";
 
@@ -289,6 +289,18 @@ export abstract class Emitter {
   checkTarget(target: Value): void {
     const extended = this.sar(this.shl(target, 16n), 16n);
     this.stopWhen(this.ne(extended, target), ANSWER.generalProtection);
+  }
+
+  /** Where the instruction sets rsp otherwise than by pushing, calling or returning: true, with room made to record it. */
+  protected beginRecord(): boolean {
+    if (!this.recording || !setsStackPointer(this.instruction)) return false;
+    this.checkRecord();
+    return true;
+  }
+
+  /** Records where rsp is now. */
+  protected endRecord(): void {
+    this.recordEvent(EVENT.stackPointer, this.reg(RSP), 0n);
   }
 
   /** Makes sure of room for one recorded event. */
@@ -584,6 +596,16 @@ export abstract class Emitter {
   protected commit(): void {
     this.committed = true;
   }
+}
+
+const POPS = [Mnemonic.Pop, Mnemonic.Popf, Mnemonic.Popfq, Mnemonic.Leave];
+
+/** True if a frame can end by it without a return. */
+export function setsStackPointer({ mnemonic, operands }: Instruction): boolean {
+  const [first] = operands;
+  return (
+    POPS.includes(mnemonic) || (first?.kind === "register" && first.reg === RSP && mnemonic !== Mnemonic.Push)
+  );
 }
 
 function isSize(size: number): size is Size {

@@ -138,7 +138,9 @@ class RegionEmitter extends Emitter {
       this.stopPoints.push({ ip: instruction.ip, unretired: instructions.length - n });
       const definition = definitionOf(instruction) ?? bug("a block holds what cannot be lifted");
       this.begin(instruction);
+      const stackPointer = this.beginRecord();
       definition.lift(this);
+      if (stackPointer) this.endRecord();
       if (n === instructions.length - 1 && definition.role === "straight") this.edge(instruction.next);
     });
   }

@@ -9,21 +9,20 @@ import { Code, type Instruction, type Size } from "../decode.ts";
 import { type Gpr, RSP } from "../register.ts";
 import { ACCESS, ANSWER, RECORD, STATE } from "../state.ts";
 import type { Lift } from "./definition.ts";
-import { type Bit, Emitter, type Stop, type Value } from "./emitter.ts";
+import { type Bit, Emitter, type Stop, setsStackPointer, type Value } from "./emitter.ts";
 
 /** What tells forms apart: everything that a definition may ask while it emits. */
 export function formOf(instruction: Instruction, recording: boolean): string {
   const { code, operands, addressSize, repeat } = instruction;
   const kinds = operands.map((operand) => operand.kind[0]).join("");
-  return `${Code[code]}/${kinds}/${addressSize}/${repeat ?? ""}/${recording ? "recorded" : ""}`;
+  const recorded = recording ? (setsStackPointer(instruction) ? "recorded, sets rsp" : "recorded") : "";
+  return `${Code[code]}/${kinds}/${addressSize}/${repeat ?? ""}/${recorded}`;
 }
 
 /** The step function of the form that `instruction` has. */
 export function emitStep(instruction: Instruction, lift: Lift, recording: boolean): FunctionBuilder {
   const f = new FunctionBuilder({ params: ["i32", "i32"], results: ["i32"] });
-  const emitter = new StepEmitter(f, recording, instruction);
-  lift(emitter);
-  emitter.finish();
+  new StepEmitter(f, recording, instruction).emit(lift);
   return f;
 }
 
@@ -40,8 +39,11 @@ class StepEmitter extends Emitter {
     this.begin(instruction);
   }
 
-  /** Goes on with the next instruction, unless the definition said where. */
-  finish(): void {
+  /** Goes on with the next instruction, unless the definition says where. */
+  emit(lift: Lift): void {
+    const stackPointer = this.beginRecord();
+    lift(this);
+    if (stackPointer) this.endRecord();
     if (this.ended) return;
     this.setRip(this.next());
     this.f.i32(ANSWER.next);

@@ -1,0 +1,100 @@
+// Every command with its arguments and options, and how a run of one ends.
+//
+// Exit status: 0 when what was checked holds, 1 when it does not, 2 on bad input, with one line on stderr.
+// With --json one document goes to stdout and nothing else; progress goes to stderr.
+
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+import { Refusal, refuse } from "../base/refuse.ts";
+import { packagePath } from "../guest.ts";
+import { integer } from "./option.ts";
+
+/** Runs the command line `args`, without the program's name, and returns the exit status. */
+export async function runCommand(args: readonly string[]): Promise<number> {
+  try {
+    await parse(createProgram(), args);
+    return 0;
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    process.stderr.write(`fentrylab: ${error.message}\n`);
+    return 2;
+  }
+}
+
+async function parse(program: Command, args: readonly string[]): Promise<void> {
+  try {
+    await program.parseAsync(args, { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return; // --help and --version
+    // Without a command, or asked for help on one that it does not have, commander shows all its help instead.
+    if (error.code === "commander.help") refuse("no-command", {});
+    const named = program.commands.find((command) => command.name() === args[0]);
+    const help = ["fentrylab", ...(named ? [named.name()] : []), "--help"].join(" ");
+    refuse("usage", { problem: error.message.replace(/^error: /, "").replace(/\.$/, ""), help });
+  }
+}
+
+// Commands are imported when they run: help and mistakes need none of the engine.
+function createProgram(): Command {
+  const program = new Command("fentrylab")
+    .description("A laboratory for live-patched x86-64 code. Begin with `fentrylab demo`.")
+    .version(packageVersion())
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} }); // `parse` says it, in one line
+
+  addCommand(
+    program,
+    "demo",
+    "The guided tour: call sites patched, tasks redirected, stacks walked, all executed.",
+  ).action(async (options) => (await import("./demo.ts")).printDemo(options));
+
+  addCommand(
+    program,
+    "call",
+    "Call one function of an image; print what it returns and the instructions it took.",
+  )
+    .argument("<image>", IMAGE)
+    .argument("<function>", "a symbol of the image, or else of the laboratory's kernel")
+    .argument("[arguments...]", "up to six integers, decimal or 0x hexadecimal; write -- before a -0x one")
+    .option("--with <file>", WITH, collect)
+    .option("--budget <n>", "give up after so many instructions", integer("--budget", 1), 10_000_000)
+    .action(async (image, name, words, options) =>
+      (await import("./call.ts")).printCall(image, name, words, options),
+    );
+
+  addCommand(program, "disasm", "List an image's functions, or one of them, as linked into module space.")
+    .argument("<image>", IMAGE)
+    .argument("[function]", "only this one")
+    .option("--with <file>", WITH, collect)
+    .action(async (image, name, options) =>
+      (await import("./disasm.ts")).printDisassembly(image, name, options),
+    );
+
+  addCommand(program, "bench", "Measure this engine against native Unicorn, where that is installed.")
+    .argument("[what]", "engine", "engine")
+    .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))
+    .action(async (what, options) => (await import("./bench.ts")).printBench(what, options));
+
+  return program;
+}
+
+const IMAGE = "an x86-64 object (.o), or an assembly source (.S)";
+const WITH = "load this image first, for the symbols that it defines; may be repeated, in order";
+
+/** A subcommand with the options that all have. */
+function addCommand(program: Command, name: string, description: string): Command {
+  return program
+    .command(name)
+    .description(description)
+    .option("--json", "one JSON document on stdout")
+    .option("--seed <n>", "the seed of every choice that is made for you", integer("--seed", 0), 0);
+}
+
+function collect(value: string, earlier: readonly string[] = []): string[] {
+  return [...earlier, value];
+}
+
+function packageVersion(): string {
+  return (JSON.parse(readFileSync(packagePath("package.json"), "utf8")) as { version: string }).version;
+}

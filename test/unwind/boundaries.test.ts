@@ -1,0 +1,165 @@
+// At every instruction boundary of every workload: the machine's true stack against a shadow stack, and the
+// frame-pointer walk against both. Where the walk is right is read from the listings: between a function's
+// `mov %rsp,%rbp` and its `pop %rbp`; elsewhere it misses callers, and we say which.
+
+import { beforeAll, describe, expect, test } from "vitest";
+import type { Addr } from "../../src/base/addr.ts";
+import { hex } from "../../src/base/addr.ts";
+import { Lab } from "../../src/lab.ts";
+import type { Redirect } from "../../src/livepatch/redirect.ts";
+import type { Vcpu } from "../../src/machine/vcpu.ts";
+import { loadDisassembler } from "../../src/x86/disassemble.ts";
+import { listMemory, textOf } from "../lab/listing.ts";
+import { beginWorkload, stepCall, WORKLOADS, type Workload } from "../lab/workloads.ts";
+import { ShadowStack } from "./shadowStack.ts";
+
+let lab: Lab;
+let redirects: Redirect[];
+/** How many of the innermost callers the walk cannot see, by the address about to be executed. */
+const missing = new Map<Addr, number>();
+
+const FRAMED = /^movq %rsp, %rbp$/;
+const UNFRAMED = /^(popq %rbp|movq 0x20\(%rsp\), %rbp)$/;
+
+beforeAll(async () => {
+  lab = await Lab.open({ recordCalls: true });
+  const disassembler = await loadDisassembler();
+  const to = (name: string) => lab.symbol(name).address;
+  redirects = [
+    lab.redirect("mem_read", to("mem_read_upper")),
+    lab.redirect("leaf", to("leaf_new")),
+    lab.redirect("zero_read", to("leaf_new")),
+    lab.redirect("tail", to("leaf")),
+    lab.redirect("vfs_read", to("zero_read")),
+  ];
+  const trampolines = redirects.map(({ ops }) => ops.trampoline);
+  const ranges = [...lab.image.symbols.filter(({ kind }) => kind === "func"), ...trampolines];
+  for (const range of ranges) {
+    // In a trampoline two return addresses lie on the stack that rbp does not lead to, before it sets up frames:
+    // into the traced function, and that one's own, as it had not begun its frame.
+    const unseen = trampolines.some(({ address }) => address === range.address) ? 2 : 1;
+    let now: number = range.name === "lab_call" ? 0 : unseen;
+    const listing = lines(listMemory(lab, disassembler, range.address, range.size));
+    const framed = listing.some(({ text }) => FRAMED.test(text));
+    for (const { at, text } of listing) {
+      missing.set(at, now);
+      // The trampoline's first frame is the traced function's, its second its own.
+      if (FRAMED.test(text)) now -= 1;
+      if (UNFRAMED.test(text)) now = unseen;
+      // Code behind a return is reached by a jump from inside the frame, where there is one.
+      if (text === "retq" && framed) now = 0;
+    }
+  }
+});
+
+function lines(listing: readonly string[]): { at: Addr; text: string }[] {
+  return listing.map((line) => ({
+    at: Number(BigInt.asIntN(64, BigInt(line.slice(0, 18)))) as Addr,
+    text: textOf(line),
+  }));
+}
+
+interface Seen {
+  boundaries: number;
+  right: number;
+}
+
+function walkEverywhere(workload: Workload): Seen {
+  const vcpu = beginWorkload(lab, workload);
+  const shadow = new ShadowStack(lab.machine, vcpu);
+  const seen: Seen = { boundaries: 0, right: 0 };
+  let begun = false;
+  stepCall(lab, vcpu, () => {
+    checkTruth(vcpu, shadow);
+    // rbp is whatever the caller of lab_call left, until it is cleared.
+    if (begun) {
+      seen.boundaries++;
+      if (checkWalk(vcpu, shadow)) seen.right++;
+    }
+    begun = true;
+    shadow.note();
+  });
+  expect(shadow.returns).toEqual([]);
+  return seen;
+}
+
+function checkTruth(vcpu: Vcpu, shadow: ShadowStack): void {
+  const here = lab.code.describe(vcpu.rip);
+  const truth = lab.machine.trueStack(vcpu.rsp);
+  expect(
+    truth.map(({ returnAddress }) => returnAddress),
+    here,
+  ).toEqual(shadow.returns);
+  expect(
+    truth.map(({ slot }) => slot),
+    here,
+  ).toEqual(shadow.slots);
+  expect(lab.trueReturns(vcpu)).toEqual(shadow.returns);
+}
+
+function checkWalk(vcpu: Vcpu, shadow: ShadowStack): boolean {
+  const { rip } = vcpu;
+  const here = `${hex(rip)} ${lab.code.describe(rip)}`;
+  const { frames, doubt } = lab.walk(vcpu);
+  const expected = missing.get(rip);
+  if (expected === undefined) return expect.fail(`nothing is known of ${here}`);
+  expect(
+    frames.map(({ returnAddress }) => returnAddress),
+    here,
+  ).toEqual(shadow.returns.slice(expected));
+  expect(doubt, here).toBeNull();
+  return expected === 0;
+}
+
+describe.each([
+  { name: "off", on: [] as number[], transition: false },
+  { name: "redirected to the new bodies", on: [0, 1], transition: false },
+  { name: "sent back to the old bodies", on: [0, 1], transition: true },
+  { name: "redirected without frames", on: [1, 2, 3], transition: false },
+  { name: "in the middle of the chain", on: [0, 4], transition: false },
+])("with sites $name", ({ on, transition }) => {
+  test.for(WORKLOADS)(
+    "$name: the walk is right where there is a frame, else it misses what it must",
+    (workload) => {
+      for (const n of on) {
+        redirects[n]!.transition = transition;
+        redirects[n]!.enable();
+      }
+      try {
+        const { boundaries, right } = walkEverywhere(workload);
+        expect(boundaries).toBeGreaterThan(3);
+        expect(right).toBeGreaterThan(0);
+      } finally {
+        for (const n of on) redirects[n]!.disable();
+      }
+    },
+  );
+});
+
+test("the whole handler but its ends, and the trampoline between its frames, are boundaries where the walk is right", () => {
+  const right = (from: Addr, size: number) =>
+    [...missing].filter(([at, count]) => at >= from && at < from + size && count === 0).length;
+  const handler = lab.symbol("klp_redirect_handler");
+  const { trampoline } = redirects[0]!.ops;
+  // All but push and mov before, ret after; all but seven before, and add, popfq and ret after.
+  expect(right(handler.address, handler.size)).toBe(12 - 3);
+  expect(right(trampoline.address, trampoline.size)).toBe(61 - 7 - 3);
+});
+
+test("in the trampoline the record is of calls made: the return that was rewritten is still the traced function's", () => {
+  const redirect = redirects[1]!;
+  redirect.enable();
+  const vcpu = beginWorkload(lab, WORKLOADS[0]!);
+  let differing = 0;
+  stepCall(lab, vcpu, () => {
+    for (const { slot, returnAddress } of lab.machine.trueStack(vcpu.rsp)) {
+      const word = BigInt.asIntN(64, lab.machine.memory.readWord(slot));
+      if (Number(word) === returnAddress) continue;
+      // Only this: execution is about to go on in the new body.
+      expect([returnAddress, Number(word)]).toEqual([redirect.site.ip + 5, lab.symbol("leaf_new").address]);
+      differing++;
+    }
+  });
+  expect(differing).toBeGreaterThan(0);
+  redirect.disable();
+});
