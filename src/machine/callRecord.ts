@@ -42,7 +42,7 @@ export class CallRecord {
 
   /** The live frames of the stack that `rsp` points into, innermost first. */
   chain(rsp: Addr): TrueFrame[] {
-    return this.stackOf((rsp - 1) as Addr)
+    return this.stackOf(rsp)
       .filter((frame) => frame.slot >= rsp)
       .reverse();
   }

@@ -174,7 +174,10 @@ function plainOperand(iced: IcedInstruction, n: number): Operand {
     const high = register >= Register.AH && register <= Register.BH;
     return { kind: "register", reg: full - Register.RAX, size, high };
   }
-  if (kind === OpKind.Memory) return { kind: "memory", size: MemorySizeExt.size(iced.memorySize) };
+  if (kind === OpKind.Memory) {
+    if (iced.isCallFarIndirect || iced.isJmpFarIndirect) return { kind: "other" };
+    return { kind: "memory", size: MemorySizeExt.size(iced.memorySize) };
+  }
   if (kind === OpKind.NearBranch64) {
     const target = BigInt.asIntN(64, iced.nearBranchTarget);
     return isCanonical(target) ? { kind: "target", at: addr(target) } : { kind: "other" };

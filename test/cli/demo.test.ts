@@ -1,7 +1,8 @@
 // The guided tour as a document: complete, the same every time, and its figures agree with each other.
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, existsSync, openSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import type { Tour } from "../../src/report/tour.ts";
 import { command, MAIN, spawnCommand } from "./command.ts";
@@ -151,4 +152,16 @@ test("a reader that goes away is no error", async () => {
   child.stdout.destroy();
   const [status] = await once(child, "close");
   expect([status, stderr]).toEqual([0, ""]);
+});
+
+test("a full disk is told in one line", (ctx) => {
+  if (!existsSync("/dev/full")) ctx.skip("no /dev/full on this machine");
+  const full = openSync("/dev/full", "w");
+  const { status, stderr } = spawnSync(process.execPath, [MAIN, "demo"], {
+    stdio: ["ignore", full, "pipe"],
+    encoding: "utf8",
+  });
+  closeSync(full);
+  expect(stderr).toMatch(/^fentrylab: stdout cannot be written \(ENOSPC\); [^\n]+\n$/);
+  expect(status).toBe(2);
 });

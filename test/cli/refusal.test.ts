@@ -12,7 +12,7 @@ afterAll(() => scratch.remove());
 function expectRefused({ status, stdout, stderr }: Ran, ...parts: string[]): void {
   for (const part of parts) expect(stderr).toContain(part);
   expect(stderr).toMatch(/^fentrylab: [^\n]+(; |\?)[^\n]+\n$/);
-  expect(stderr).not.toMatch(/undefined|\[object|NaN|node:|\.ts:|\.js:|error:|bug/);
+  expect(stderr).not.toMatch(/undefined|\[object|NaN|node:|\.ts:|\.js:|error:|fentrylab bug/);
   expect(stdout).toBe("");
   expect(status).toBe(2);
 }
