@@ -8,6 +8,7 @@
 traced sys_read
 	frame_begin
 	push %rbx
+	sub $8, %rsp				# calls are made with the stack 16-aligned
 	cmp $NR_FILES, %edi
 	jae 1f
 	mov %edi, %edi				# the upper half of an unsigned argument is anything
@@ -17,10 +18,12 @@ traced sys_read
 	jz 1f
 	mov %rbx, %rdi
 	call vfs_read
+	add $8, %rsp
 	pop %rbx
 	frame_end
 	ret
 1:	mov $-EBADF, %rax
+	add $8, %rsp
 	pop %rbx
 	frame_end
 	ret

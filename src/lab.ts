@@ -87,6 +87,7 @@ export class Lab {
 
   /** Links objects against one another and what is loaded, and loads them into module space as module `name`. */
   async loadModule(name: string, paths: readonly string[]): Promise<Image> {
+    if (this.code.images.some((image) => image.name === name)) refuse("module-loaded", { name });
     const objects = await Promise.all(paths.map((path) => readObject(path, readInput(path))));
     const externals = (symbol: string) =>
       this.code.images.map((image) => image.exported(symbol)).find((at) => at !== undefined);
@@ -107,7 +108,7 @@ export class Lab {
   /** Prepares `name` to be redirected to the function at `replacement`. */
   redirect(name: string, replacement: Addr): Redirect {
     const { ftrace, heap } = this;
-    const site = ftrace.siteOf(this.image.symbol(name).address, name);
+    const site = ftrace.siteOf(this.symbol(name).address, name);
     const handler = this.image.symbol("klp_redirect_handler").address;
     return new Redirect({ ftrace, memory: this.machine.memory, heap, handler }, site, replacement);
   }

@@ -10,7 +10,7 @@ import type { Heap } from "../machine/heap.ts";
 import type { Memory } from "../machine/memory.ts";
 import { StructView } from "../machine/struct.ts";
 import { FTRACE_OPS } from "./layout.ts";
-import { callBytes, NOP5, rewrite } from "./site.ts";
+import { callBytes, expectBytes, NOP5, rewrite } from "./site.ts";
 import { makeTrampoline } from "./trampoline.ts";
 
 /** One call site: `ip` is the first of its five bytes. */
@@ -56,11 +56,16 @@ export class Ftrace {
   addImage(image: Image): void {
     const { memory, image: kernel } = this.parts;
     const fentry = kernel.symbol("__fentry__").address;
-    for (const ip of image.mcountLocations) {
+    const records = image.mcountLocations.map((ip): FtraceRecord => {
       const found = image.symbolAt(ip);
       if (found === undefined) refuse("site-without-function", { site: hex(ip), image: image.name });
-      rewrite(memory, ip, callBytes(ip, fentry), NOP5);
-      this.byIp.set(ip, { ip, symbol: found.symbol.name, ops: undefined });
+      expectBytes(memory, ip, callBytes(ip, fentry));
+      return { ip, symbol: found.symbol.name, ops: undefined };
+    });
+    // Nothing is refused from here on: all sites are taken over, or none.
+    for (const record of records) {
+      memory.write(record.ip, NOP5);
+      this.byIp.set(record.ip, record);
     }
   }
 

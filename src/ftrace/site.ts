@@ -21,11 +21,16 @@ export function callBytes(site: Addr, target: Addr): Uint8Array {
   return bytes;
 }
 
-/** Replaces `expected` at `site` by `bytes`; refuses, without a change, if something else is there. */
-export function rewrite(memory: Memory, site: Addr, expected: Uint8Array, bytes: Uint8Array): void {
+/** Refuses a site at which something else than `expected` is found. */
+export function expectBytes(memory: Memory, site: Addr, expected: Uint8Array): void {
   const found = memory.read(site, SITE_SIZE);
   if (!sameBytes(found, expected)) {
     refuse("site-bytes", { site: hex(site), found: hexBytes(found), want: hexBytes(expected) });
   }
+}
+
+/** Replaces `expected` at `site` by `bytes`; refuses, without a change, if something else is there. */
+export function rewrite(memory: Memory, site: Addr, expected: Uint8Array, bytes: Uint8Array): void {
+  expectBytes(memory, site, expected);
   memory.write(site, bytes);
 }

@@ -6,6 +6,7 @@
 import type { Addr } from "../base/addr.ts";
 import { EVENT } from "../x86/state.ts";
 import type { Host, HostAddress } from "./host.ts";
+import type { Journal } from "./journal.ts";
 
 /** Kernel stacks are 16 KiB and aligned to that, so that an address in one says which it is. */
 export const STACK_SIZE = 16384;
@@ -18,8 +19,16 @@ export interface TrueFrame {
   readonly returnAddress: Addr;
 }
 
+/** The frames of a stack, from the innermost: never changed, so that snapshots share them. */
+export interface Chain {
+  readonly frame: TrueFrame;
+  readonly outer: Chain | undefined;
+}
+
 export class CallRecord {
-  private readonly stacks = new Map<number, TrueFrame[]>();
+  /** What the stacks that change had before; absent until the first snapshot. */
+  journal: Journal<number, Chain> | undefined;
+  private readonly stacks = new Map<number, Chain>();
 
   /** Takes the events in `[from, to)` of host memory. */
   drain(host: Host, from: HostAddress, to: HostAddress): void {
@@ -28,37 +37,45 @@ export class CallRecord {
       const kind = host.i32[(event + EVENT.kind) >> 2]!;
       // rsp itself may be one past a stack's highest address; below it nothing lives any more.
       const live = kind === EVENT.stackPointer ? slot : slot + 8;
-      const frames = this.stackOf((live - 1) as Addr);
-      while (frames.length > 0 && frames.at(-1)!.slot < live) frames.pop();
+      const stack = stackOf((live - 1) as Addr);
+      const before = this.stacks.get(stack);
+      let chain = before;
+      while (chain !== undefined && chain.frame.slot < live) chain = chain.outer;
       if (kind === EVENT.call) {
-        frames.push({
-          call: host.getNumber(event + EVENT.ip) as Addr,
-          slot,
-          returnAddress: host.getNumber(event + EVENT.address) as Addr,
-        });
+        const call = host.getNumber(event + EVENT.ip) as Addr;
+        const returnAddress = host.getNumber(event + EVENT.address) as Addr;
+        chain = { frame: { call, slot, returnAddress }, outer: chain };
       }
+      if (chain !== before) this.set(stack, chain);
     }
   }
 
   /** The live frames of the stack that `rsp` points into, innermost first. */
   chain(rsp: Addr): TrueFrame[] {
-    return this.stackOf(rsp)
-      .filter((frame) => frame.slot >= rsp)
-      .reverse();
+    const frames: TrueFrame[] = [];
+    for (let chain = this.stacks.get(stackOf(rsp)); chain !== undefined; chain = chain.outer)
+      if (chain.frame.slot >= rsp) frames.push(chain.frame);
+    return frames;
   }
 
   /** Forgets the stack that holds `address`: it is going to be used anew. */
   forget(address: Addr): void {
-    this.stacks.delete(Math.floor(address / STACK_SIZE));
+    this.set(stackOf(address), undefined);
   }
 
-  private stackOf(address: Addr): TrueFrame[] {
-    const key = Math.floor(address / STACK_SIZE);
-    let frames = this.stacks.get(key);
-    if (frames === undefined) {
-      frames = [];
-      this.stacks.set(key, frames);
-    }
-    return frames;
+  /** The chain of a stack, for the journal. */
+  get(stack: number): Chain | undefined {
+    return this.stacks.get(stack);
   }
+
+  set(stack: number, chain: Chain | undefined): void {
+    this.journal?.note(stack, this.stacks.get(stack));
+    if (chain === undefined) this.stacks.delete(stack);
+    else this.stacks.set(stack, chain);
+  }
+}
+
+/** Stacks are known by their number in the address space. */
+function stackOf(address: Addr): number {
+  return Math.floor(address / STACK_SIZE);
 }

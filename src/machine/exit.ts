@@ -7,10 +7,12 @@ import { hexBytes } from "../base/bytes.ts";
 export const PAGE_FAULT = { present: 1, write: 2, user: 4, fetch: 16 } as const;
 
 export type Fault =
-  | { readonly vector: "#DE" | "#UD" }
-  /** Saved rip is the instruction after the int3. */
-  | { readonly vector: "#BP" }
-  | { readonly vector: "#GP" | "#SS"; readonly errorCode: number }
+  | { readonly vector: "#DE" | "#UD" | "#BR" | "#NM" }
+  /** Traps of an instruction: saved rip is the one after it. */
+  | { readonly vector: "#BP" | "#OF" }
+  /** A trap but for instruction breakpoints and the general-detect condition. */
+  | { readonly vector: "#DB"; readonly trap: boolean }
+  | { readonly vector: "#GP" | "#SS" | "#TS" | "#NP" | "#DF"; readonly errorCode: number }
   /** `address` is what CR2 gets; `size` in bytes, of the access. */
   | { readonly vector: "#PF"; readonly errorCode: number; readonly address: Addr; readonly size: number };
 
@@ -22,6 +24,10 @@ export type Exit =
   | { readonly kind: "hypercall"; readonly ip: Addr }
   | { readonly kind: "halt"; readonly ip: Addr }
   | { readonly kind: "fault"; readonly ip: Addr; readonly fault: Fault }
+  /** int n was executed at `ip`, rip is behind it, or an interrupt came before it; and there is no interrupt table. */
+  | { readonly kind: "interrupt"; readonly ip: Addr; readonly vector: number }
+  /** An exception during the delivery of a double fault: nothing can run any more. */
+  | { readonly kind: "shutdown"; readonly ip: Addr }
   /** Not lifted. `text` is the instruction as iced-x86 prints it. */
   | { readonly kind: "unimplemented"; readonly ip: Addr; readonly bytes: Uint8Array; readonly text: string };
 
@@ -37,6 +43,10 @@ export function describeExit(exit: Exit, name: (ip: Addr) => string = hex): stri
       return `hypercall at ${at}`;
     case "halt":
       return `halted at ${at}`;
+    case "interrupt":
+      return `interrupt ${exit.vector} without an interrupt table at ${at}`;
+    case "shutdown":
+      return `shut down by a triple fault at ${at}`;
     case "unimplemented":
       return `unimplemented instruction at ${at}: ${exit.text} (${hexBytes(exit.bytes)})`;
     case "fault":
@@ -54,6 +64,9 @@ export function describeFault(fault: Fault): string {
     }
     case "#GP":
     case "#SS":
+    case "#TS":
+    case "#NP":
+    case "#DF":
       return `${fault.vector}(${fault.errorCode})`;
     default:
       return fault.vector;

@@ -21,6 +21,8 @@ export interface Frame {
   readonly pages: Addr[];
   /** Instructions were decoded from it. */
   code: boolean;
+  /** Its place with the tracker; negative while the tracker has to hear of the next write. */
+  tracked: number;
 }
 
 export interface Page {
@@ -35,11 +37,24 @@ export interface MemoryListener {
   codeWritten(at: Addr, size: number): void;
 }
 
+/** Who wants to know what was in memory before it changes. */
+export interface MemoryTracker {
+  /** `frame` is going to be written; TLBs may be granted write access to it until that is revoked. */
+  track(frame: Frame): void;
+  /** `page` is going to be mapped, unmapped or mapped otherwise. */
+  remapping(page: Addr, before: Page | undefined): void;
+}
+
 export class Memory {
+  /** Absent until the first snapshot: until then, writes cost nothing more. */
+  tracker: MemoryTracker | undefined;
+  /** Something was written from here; whoever has looked may clear it. */
+  written = false;
   private readonly host: Host;
   private readonly listener: MemoryListener;
   private readonly pages = new Map<Addr, Page>();
-  private readonly free: HostAddress[] = [];
+  /** Frames without pages. What is in them stays until they are used again. */
+  private readonly free = new Set<Frame>();
 
   constructor(host: Host, listener: MemoryListener) {
     this.host = host;
@@ -51,10 +66,7 @@ export class Memory {
     if (!isCanonical(at + size - 1)) refuse("map-range", { address: hex(at), size });
     const pages = pagesOf(at, size);
     for (const page of pages) if (this.pages.has(page)) refuse("already-mapped", { address: hex(page) });
-    for (const page of pages) {
-      const frame: Frame = { at: this.allocate(), pages: [page], code: false };
-      this.pages.set(page, { frame, access });
-    }
+    for (const page of pages) this.change(page, { frame: this.allocate(), access });
   }
 
   /** Shows the pages of `[of, of + size)` a second time at `at`, with `access` of its own. Both page-aligned. */
@@ -64,31 +76,54 @@ export class Memory {
     this.requireMapped(of, size);
     for (const page of pages) {
       const { frame } = this.pageAt((of + (page - at)) as Addr);
-      frame.pages.push(page);
-      this.pages.set(page, { frame, access });
+      this.change(page, { frame, access });
     }
   }
 
   unmap(at: Addr, size: number): void {
     this.requireMapped(at, size);
-    for (const page of pagesOf(at, size)) {
-      const { frame } = this.pageAt(page);
-      if (frame.code) this.listener.codeWritten(page, PAGE_SIZE);
-      this.pages.delete(page);
-      frame.pages.splice(frame.pages.indexOf(page), 1);
-      if (frame.pages.length === 0) this.free.push(frame.at);
-      this.listener.revoked(page);
-    }
+    for (const page of pagesOf(at, size)) this.change(page, undefined);
   }
 
   protect(at: Addr, size: number, access: Access): void {
     this.requireMapped(at, size);
-    for (const page of pagesOf(at, size)) {
-      const { frame } = this.pageAt(page);
-      if (frame.code) this.listener.codeWritten(page, PAGE_SIZE);
-      this.pages.set(page, { frame, access });
-      this.listener.revoked(page);
+    for (const page of pagesOf(at, size)) this.change(page, { frame: this.pageAt(page).frame, access });
+  }
+
+  /** Makes `page` what `to` says, mapped or not: every change of what is mapped goes through here. */
+  change(page: Addr, to: Page | undefined): void {
+    const from = this.pages.get(page);
+    this.tracker?.remapping(page, from);
+    if (from?.frame.code) this.listener.codeWritten(page, PAGE_SIZE);
+    if (from !== undefined && from.frame !== to?.frame) {
+      const { pages } = from.frame;
+      pages.splice(pages.indexOf(page), 1);
+      if (pages.length === 0) this.free.add(from.frame);
     }
+    if (to === undefined) this.pages.delete(page);
+    else this.pages.set(page, to);
+    if (to !== undefined && from?.frame !== to.frame) {
+      to.frame.pages.push(page);
+      this.free.delete(to.frame);
+    }
+    if (from !== undefined) this.listener.revoked(page);
+  }
+
+  /** Every mapped page with its address, in no particular order. */
+  entries(): Iterable<[Addr, Page]> {
+    return this.pages.entries();
+  }
+
+  /** To be called before a frame is written. */
+  willWrite(frame: Frame): void {
+    this.written = true;
+    if (this.tracker !== undefined && frame.tracked < 0) this.tracker.track(frame);
+  }
+
+  /** Says that bytes of `frame` from `offset` on have changed, if instructions were decoded from it. */
+  reportCode(frame: Frame, offset: number, size: number): void {
+    if (!frame.code) return;
+    for (const page of frame.pages) this.listener.codeWritten((page + offset) as Addr, size);
   }
 
   /** The page that holds `at`, if it is mapped. */
@@ -111,8 +146,9 @@ export class Memory {
 
   write(at: Addr, bytes: Uint8Array): void {
     this.forEachPart(at, bytes.length, (host, done, length, frame) => {
+      this.willWrite(frame);
       this.host.u8.set(bytes.subarray(done, done + length), host);
-      if (frame.code) this.reportCode(frame, host - frame.at, length);
+      this.reportCode(frame, host - frame.at, length);
     });
   }
 
@@ -146,10 +182,6 @@ export class Memory {
       if (!this.pages.has(page)) refuse("unmapped", { address: hex(page < at ? at : page) });
   }
 
-  private reportCode(frame: Frame, offset: number, size: number): void {
-    for (const page of frame.pages) this.listener.codeWritten((page + offset) as Addr, size);
-  }
-
   private forEachPart(
     at: Addr,
     size: number,
@@ -166,10 +198,14 @@ export class Memory {
     }
   }
 
-  private allocate(): HostAddress {
-    const reused = this.free.pop();
-    if (reused === undefined) return this.host.reserve(PAGE_SIZE, PAGE_SIZE);
-    this.host.u8.fill(0, reused, reused + PAGE_SIZE);
+  private allocate(): Frame {
+    const [reused] = this.free;
+    if (reused === undefined)
+      return { at: this.host.reserve(PAGE_SIZE, PAGE_SIZE), pages: [], code: false, tracked: -1 };
+    this.free.delete(reused); // or the next page would get it too
+    this.willWrite(reused);
+    this.host.u8.fill(0, reused.at, reused.at + PAGE_SIZE);
+    reused.code = false;
     return reused;
   }
 }

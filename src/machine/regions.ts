@@ -6,7 +6,7 @@
 import { type Addr, pageOf, pagesOf } from "../base/addr.ts";
 import { sameBytes } from "../base/bytes.ts";
 import { ModuleBuilder } from "../wasm/module.ts";
-import type { Instruction } from "../x86/decode.ts";
+import { type Instruction, Mnemonic } from "../x86/decode.ts";
 import { type Block, emitRegion, type StopPoint } from "../x86/lift/region.ts";
 import { definitionOf } from "../x86/lift/table.ts";
 import { fetch } from "./code.ts";
@@ -85,13 +85,19 @@ export class Regions {
     return undefined;
   }
 
-  /** Compiles the code reachable from `ip`; undefined if not even its first instruction can be. */
-  compile(ip: Addr): { region: Region; entry: number } | undefined {
-    const blocks = this.discover(ip);
+  /**
+   * Compiles the code reachable from `ip`; undefined if not even its first instruction can be. `went` says where
+   * instructions went when they were last seen; it guides the layout, and correctness does not rest on it.
+   */
+  compile(
+    ip: Addr,
+    went: ReadonlyMap<Addr, Addr> = new Map(),
+  ): { region: Region; entry: number } | undefined {
+    const blocks = this.discover(ip, went);
     if (blocks.length === 0) return undefined;
     const slot = this.slots.reserve();
     const recording = this.recording();
-    const emitted = emitRegion(blocks, slot, recording);
+    const emitted = emitRegion(blocks, went, slot, recording);
     const module = new ModuleBuilder();
     module.importMemory("host", "memory", { minimum: 1 });
     module.function(emitted.function, "region");
@@ -137,8 +143,12 @@ export class Regions {
   private fits(region: Region): boolean {
     if (region.recording !== this.recording()) return false;
     for (const stop of this.stops.keys()) if (holds(region, stop)) return false;
+    const user = this.memory.find(region.code[0]!.at)?.access.user;
     return region.code.every(({ at, bytes }) => {
-      const executable = pagesOf(at, bytes.length).every((page) => this.memory.find(page)?.access.execute);
+      const executable = pagesOf(at, bytes.length).every((page) => {
+        const access = this.memory.find(page)?.access;
+        return access?.execute === true && access.user === user;
+      });
       return executable && sameBytes(this.memory.read(at, bytes.length), bytes);
     });
   }
@@ -179,26 +189,31 @@ export class Regions {
   }
 
   /** Basic blocks reachable from `ip` by branches whose targets are known; callees and return points included. */
-  private discover(ip: Addr): Block[] {
+  private discover(ip: Addr, went: ReadonlyMap<Addr, Addr>): Block[] {
+    const user = this.memory.find(ip)?.access.user === true;
     const instructions = new Map<Addr, Instruction>();
     const leaders = new Set<Addr>();
     const pending: Addr[] = [ip];
     while (pending.length > 0 && leaders.size < MAX_BLOCKS && instructions.size < MAX_INSTRUCTIONS) {
       const leader = pending.pop()!;
       if (leaders.has(leader) || this.stops.has(leader)) continue;
-      if (this.liftable(leader, instructions) === undefined) continue;
+      if (this.liftable(leader, user, instructions) === undefined) continue;
       leaders.add(leader);
       for (let at = leader; instructions.size < MAX_INSTRUCTIONS; ) {
-        const instruction = this.liftable(at, instructions);
+        const instruction = this.liftable(at, user, instructions);
         if (instruction === undefined) break;
         const known = instructions.has(at);
         instructions.set(at, instruction);
         const role = definitionOf(instruction)?.role;
         if (role !== "straight") {
           if (instruction.repeat !== undefined) pending.push(instruction.ip);
+          const indirect = isIndirect(instruction) ? went.get(at) : undefined;
+          const goesOn = role === "branches" ? [instruction.next] : [];
           const target = instruction.operands[0];
-          if (target?.kind === "target") pending.push(target.at);
-          if (role === "branches") pending.push(instruction.next); // on top: what follows is laid out next
+          const goesTo = target?.kind === "target" ? [target.at] : indirect !== undefined ? [indirect] : [];
+          // What is on top is laid out next: a callee before the code it returns to, else what follows.
+          const calls = instruction.mnemonic === Mnemonic.Call;
+          pending.push(...(calls ? [...goesOn, ...goesTo] : [...goesTo, ...goesOn]));
           break;
         }
         at = instruction.next;
@@ -210,13 +225,18 @@ export class Regions {
       .filter(({ instructions: run }) => run.length > 0);
   }
 
-  private liftable(at: Addr, known: ReadonlyMap<Addr, Instruction>): Instruction | undefined {
+  private liftable(at: Addr, user: boolean, known: ReadonlyMap<Addr, Instruction>): Instruction | undefined {
     const seen = known.get(at);
     if (seen !== undefined) return seen;
     const fetched = fetch(this.memory, at);
     if (fetched.kind !== "instruction") return undefined;
     const definition = definitionOf(fetched.instruction);
-    return definition === undefined || definition.role === "alone" ? undefined : fetched.instruction;
+    if (definition === undefined || definition.role === "alone") return undefined;
+    // What one privilege level may execute, another may not: a region is of pages of one kind.
+    const pages = pagesOf(at, fetched.instruction.length);
+    return pages.every((page) => this.memory.find(page)?.access.user === user)
+      ? fetched.instruction
+      : undefined;
   }
 }
 
@@ -247,6 +267,14 @@ function removeFrom(sets: Map<Addr, Set<Region>>, key: Addr, region: Region): vo
   const set = sets.get(key);
   set?.delete(region);
   if (set?.size === 0) sets.delete(key);
+}
+
+/** Whether a branch's target is data: a register, memory, the stack. */
+function isIndirect(instruction: Instruction): boolean {
+  return (
+    [Mnemonic.Ret, Mnemonic.Jmp, Mnemonic.Call].includes(instruction.mnemonic) &&
+    instruction.operands[0]?.kind !== "target"
+  );
 }
 
 function holds(region: Region, ip: Addr): boolean {

@@ -8,9 +8,9 @@ import { type Addr, isCanonical, PAGE_SIZE, pagesOf } from "../base/addr.ts";
 import { usesStackSegment } from "../x86/segment.ts";
 import { ACCESS, EMPTY_PAGE, STATE, TLB_ENTRIES } from "../x86/state.ts";
 import { fetch } from "./code.ts";
-import { type Fault, PAGE_FAULT } from "./exit.ts";
+import type { Fault } from "./exit.ts";
 import type { Host, HostAddress } from "./host.ts";
-import type { Memory } from "./memory.ts";
+import type { Memory, Page } from "./memory.ts";
 
 /** Two pages of scratch for each kind of access. */
 export const SCRATCH_BYTES = 3 * 2 * PAGE_SIZE;
@@ -24,6 +24,12 @@ interface Window {
   readonly write: boolean;
 }
 
+/** Data breakpoints: pages with one are never granted, and each access to them is told when its instruction retires. */
+export interface Watcher {
+  isWatched(page: Addr): boolean;
+  accessed(at: Addr, size: number, write: boolean): void;
+}
+
 const TABLES = [STATE.readTlb, STATE.writeTlb];
 
 export class Tlb {
@@ -31,10 +37,21 @@ export class Tlb {
   private readonly memory: Memory;
   private readonly cpu: HostAddress;
   private readonly scratch: HostAddress;
+  private readonly denial: (page: Page | undefined, write: boolean) => number | undefined;
+  private readonly watcher: Watcher;
   private windows: Window[] = [];
 
-  /** `scratch` is SCRATCH_BYTES, page-aligned. */
-  constructor(host: Host, memory: Memory, cpu: HostAddress, scratch: HostAddress) {
+  /** `scratch` is SCRATCH_BYTES, page-aligned; `denial` judges an access to a page, with an error code if it faults. */
+  constructor(
+    host: Host,
+    memory: Memory,
+    cpu: HostAddress,
+    scratch: HostAddress,
+    denial: (page: Page | undefined, write: boolean) => number | undefined,
+    watcher: Watcher,
+  ) {
+    this.denial = denial;
+    this.watcher = watcher;
     this.host = host;
     this.memory = memory;
     this.cpu = cpu;
@@ -43,45 +60,55 @@ export class Tlb {
   }
 
   flush(): void {
-    for (const table of TABLES) for (let n = 0; n < TLB_ENTRIES; n++) this.clear(this.cpu + table + 16 * n);
+    // No page has the address that a repeated byte makes.
+    for (const table of TABLES) this.host.u8.fill(1, this.cpu + table, this.cpu + table + 16 * TLB_ENTRIES);
     this.clear(this.cpu + STATE.secondReadTlb);
   }
 
   /** Drops what is held of `page`. */
   revoke(page: Addr): void {
-    const tag = BigInt(page);
-    for (const table of TABLES) {
-      const entry = this.cpu + table + indexOf(page);
-      if (this.host.i64[entry >> 3] === tag) this.clear(entry);
-    }
+    for (const table of TABLES) this.clearFor(page, table);
     this.clear(this.cpu + STATE.secondReadTlb);
+  }
+
+  /** The same for writes only. */
+  revokeWrites(page: Addr): void {
+    this.clearFor(page, STATE.writeTlb);
   }
 
   /** Makes the access that just missed possible for the next try; or says how it faults. */
   resolve(): Fault | undefined {
     const { host, cpu } = this;
-    const linear = host.i64[(cpu + STATE.missAddress) >> 3]!;
+    const at = host.getNumber(cpu + STATE.missAddress) as Addr; // rounded if it is not canonical
     const access = host.i32[(cpu + STATE.missAccess) >> 2]!;
-    const size = access & 0xff;
-    const kind = access >> 8;
+    const size = access & 0xffff;
+    const kind = (access >> 16) & 0xff;
+    const slot = access >> 24;
     const write = kind === ACCESS.write;
-    if (!isCanonical(linear) || !isCanonical(linear + BigInt(size - 1)))
+    if (!isCanonical(at) || !isCanonical(at + size - 1))
       return { vector: this.usesStackSegment(write) ? "#SS" : "#GP", errorCode: 0 };
-    const at = Number(linear) as Addr;
     const touched = pagesOf(at, size);
     let code = false;
-    for (const page of touched) {
+    for (const page of slot === 0 ? touched : touched.toReversed()) {
       const mapped = this.memory.find(page);
-      if (mapped === undefined || (write && !mapped.access.write)) {
-        const errorCode = (mapped ? PAGE_FAULT.present : 0) | (write ? PAGE_FAULT.write : 0);
-        return { vector: "#PF", errorCode, address: Math.max(page, at) as Addr, size };
+      const errorCode = this.denial(mapped, write);
+      if (mapped === undefined || errorCode !== undefined) {
+        const failed = slot === 0 ? at : lastPiece(at, size, slot, page);
+        return {
+          vector: "#PF",
+          errorCode: errorCode ?? 0,
+          address: Math.max(page, failed) as Addr,
+          size: slot || size,
+        };
       }
       code ||= mapped.frame.code;
     }
     const first = touched[0]!;
     const entry = kind === ACCESS.read2 ? cpu + STATE.secondReadTlb : cpu + TABLES[kind]! + indexOf(first);
-    if (touched.length === 1 && !(write && code)) {
-      this.point(entry, first, first, this.memory.find(first)!.frame.at);
+    if (touched.length === 1 && !(write && code) && !this.watcher.isWatched(first)) {
+      const { frame } = this.memory.find(first)!;
+      if (write) this.memory.willWrite(frame);
+      this.point(entry, first, first, frame.at);
       return undefined;
     }
     const pages = this.scratch + kind * 2 * PAGE_SIZE;
@@ -105,19 +132,31 @@ export class Tlb {
     this.windows = [];
     for (const { entry, at, size, scratch, write } of windows) {
       this.clear(entry);
+      if (retired) this.watcher.accessed(at, size, write);
       if (write && retired) this.memory.write(at, this.host.u8.slice(scratch, scratch + size));
     }
   }
 
   /** Makes accesses that begin in `first` and end in `last` go to `frame`. */
   private point(entry: HostAddress, first: Addr, last: Addr, frame: HostAddress): void {
-    this.host.i64[entry >> 3] = BigInt(last);
+    this.host.setNumber(entry, last);
     this.host.i32[(entry + 8) >> 2] = frame - ((first % 2 ** 32) | 0);
+  }
+
+  private clearFor(page: Addr, table: number): void {
+    const entry = this.cpu + table + indexOf(page);
+    if (this.host.getNumber(entry) === page) this.clear(entry);
   }
 
   private clear(entry: HostAddress): void {
     this.host.i64[entry >> 3] = EMPTY_PAGE;
   }
+}
+
+/** Of an access to `at` in pieces of `slot` bytes, the highest piece that touches `page`, the highest of its pages. */
+function lastPiece(at: Addr, size: number, slot: number, page: Addr): Addr {
+  const end = Math.min(size, page + PAGE_SIZE - at);
+  return (at + Math.ceil(end / slot) * slot - slot) as Addr;
 }
 
 /** Offset of the entry for `page` in its table. */

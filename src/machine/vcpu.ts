@@ -3,24 +3,25 @@
 // Execution is the trunk's (machine/trunk.ts); this is what happens when it stops: find or make the code at rip,
 // fill the TLB, interpret the one instruction that a region could not do, or answer with an Exit.
 
-import { type Addr, hex } from "../base/addr.ts";
+import { type Addr, hex, PAGE_SIZE, pageOf } from "../base/addr.ts";
 import { bug } from "../base/refuse.ts";
 import { GPR, gprOf, type RegisterName } from "../x86/register.ts";
-import { ANSWER, cacheIndex, EMPTY_RIP, EVENT, STATE } from "../x86/state.ts";
-import { disassembleOne } from "./code.ts";
-import { type Exit, type Fault, PAGE_FAULT } from "./exit.ts";
-import { readFlags, writeFlags } from "./flags.ts";
+import { ANSWER, EVENT, RECORD, STATE } from "../x86/state.ts";
+import { disassembleOne, fetch } from "./code.ts";
+import { CodeCaches } from "./codeCaches.ts";
+import type { Exit, Fault } from "./exit.ts";
 import type { HostAddress } from "./host.ts";
+import { Interruption } from "./interruption.ts";
+import type { LineKernels } from "./lineKernels.ts";
 import type { Machine } from "./machine.ts";
 import type { Region } from "./regions.ts";
+import { RegisterFile } from "./registerFile.ts";
+import { deliver, type Event, eventOf } from "./system/exception.ts";
+import { executeSystem } from "./system/systemInstruction.ts";
 import { SCRATCH_BYTES, Tlb } from "./tlb.ts";
-import { SLOT } from "./trunk.ts";
 
-/** How often code is interpreted from a jump target before it is compiled. */
-const HOT_AFTER = 200;
-/** What one lookup counts for; and how many addresses are counted. */
-const LOOKUP_HEAT = 20;
-const MAX_COUNTED = 4096;
+/** How many instructions are interpreted, at most, to see where code that became hot goes. */
+const MAX_OBSERVED = 256;
 /** Instructions between two returns to TypeScript: V8 replaces a function's code only between calls. */
 const SLICE = 500_000;
 /** Events that fit a vCPU's record before it is drained. */
@@ -36,24 +37,41 @@ export interface RunOptions {
 export class Vcpu {
   readonly index: number;
   private readonly machine: Machine;
+  /** System registers, and memory with the rights of the code that runs. */
+  readonly system: RegisterFile;
   private readonly tlb: Tlb;
+  private readonly caches: CodeCaches;
+  private readonly interruption: Interruption;
   /** Host address of this vCPU's state. */
-  private readonly cpu: HostAddress;
-  /** How often an address without compiled code was looked up. */
-  private readonly lookups = new Map<Addr, number>();
+  readonly cpu: HostAddress;
   private retiredBefore = 0;
   private granted = 0;
+  /** Of what was granted, how much went into deliveries, which retire nothing. */
+  private charged = 0;
 
   constructor(machine: Machine, index: number) {
     this.machine = machine;
     this.index = index;
     const { host } = machine;
     this.cpu = host.reserveVcpu();
-    this.tlb = new Tlb(host, machine.memory, this.cpu, host.reserve(SCRATCH_BYTES, 4096));
+    this.system = new RegisterFile(host, machine.memory, this.cpu, () => this.flush());
+    const scratch = host.reserve(SCRATCH_BYTES, PAGE_SIZE);
+    this.tlb = new Tlb(
+      host,
+      machine.memory,
+      this.cpu,
+      scratch,
+      (page, write) => this.system.denial(page, this.system.user, write),
+      {
+        isWatched: (page) => this.interruption.isWatched(page),
+        accessed: (at, size, write) => this.interruption.accessed(at, size, write),
+      },
+    );
     host.i32[(this.cpu + STATE.recordNext) >> 2] = this.cpu + STATE.records;
     host.i32[(this.cpu + STATE.recordEnd) >> 2] = this.cpu + STATE.records + RECORD_BYTES;
-    this.rflags = 0n;
-    this.flushCaches();
+    this.caches = new CodeCaches(host, machine.regions, this.cpu);
+    this.interruption = new Interruption(this.system);
+    this.system.accessed = (at, size, write) => this.interruption.accessed(at, size, write);
   }
 
   // ---- Registers.
@@ -96,11 +114,12 @@ export class Vcpu {
   }
 
   get rflags(): bigint {
-    return readFlags(this.machine.host, this.cpu);
+    return this.system.rflags;
   }
 
   set rflags(flags: bigint) {
-    writeFlags(this.machine.host, this.cpu, flags);
+    this.system.rflags = flags;
+    this.interruption.look();
   }
 
   get gsBase(): bigint {
@@ -121,17 +140,29 @@ export class Vcpu {
 
   /** Instructions retired so far; each iteration of a repeated string instruction counts. */
   get instructions(): number {
-    return this.retiredBefore + this.granted - this.budget;
+    return this.retiredBefore + this.granted - this.charged - this.budget;
+  }
+
+  // ---- Interrupts.
+
+  /** Requests an external interrupt: it is delivered at the next instruction boundary at which IF allows. */
+  interrupt(vector: number): void {
+    this.interruption.request(vector);
+  }
+
+  /** Requests a non-maskable interrupt. */
+  nmi(): void {
+    this.interruption.requestNmi();
   }
 
   // ---- Execution.
 
   /** Executes one instruction. Undefined if it simply retired. */
   step(): Exit | undefined {
-    const rip = this.machine.trunk.step(this.cpu);
-    const exit = Number.isNaN(rip)
-      ? this.settle(this.machine.host.i32[(this.cpu + STATE.answer) >> 2]!)
-      : undefined;
+    let exit: Exit | undefined;
+    if (this.interruption.careful) exit = this.stepCarefully();
+    else if (Number.isNaN(this.machine.trunk.step(this.cpu)))
+      exit = this.settle(this.machine.host.i32[(this.cpu + STATE.answer) >> 2]!);
     // At once: the next to step on this stack may be another vCPU.
     if (this.machine.recordCalls) this.drainRecord();
     return exit;
@@ -149,14 +180,14 @@ export class Vcpu {
       let left = budget;
       this.grant(Math.min(left, SLICE));
       if (this.rip === until) {
-        const exit = this.settle(this.machine.trunk.one(this.cpu));
+        const exit = this.stepOne();
         this.forgetAddress(until);
         if (exit !== undefined) return exit;
       }
       for (;;) {
-        const exit = this.runGranted();
+        const exit = this.runGranted(left > this.granted);
         if (exit !== undefined) return exit;
-        left -= this.granted;
+        left -= this.granted - this.budget;
         // Whoever gets both hears of the address, whether it was met in a region or in the interpreter.
         if (left <= 0) return { kind: this.rip === until ? "reached" : "budget", ip: this.rip };
         this.grant(Math.min(left, SLICE));
@@ -167,25 +198,39 @@ export class Vcpu {
     }
   }
 
-  /** Runs until the granted budget is spent (undefined) or something stops it. */
-  private runGranted(): Exit | undefined {
+  /** Runs until the granted budget is spent, or if `more` can be granted nearly so (undefined), or something stops it. */
+  private runGranted(more: boolean): Exit | undefined {
     const { trunk, regions, host } = this.machine;
     for (;;) {
-      const answer = trunk.run(this.cpu);
       let exit: Exit | undefined;
+      if (this.interruption.careful) {
+        if (this.budget <= 0) return undefined;
+        if (regions.hasStop(this.rip)) return { kind: "reached", ip: this.rip };
+        exit = this.stepCarefully();
+        if (exit !== undefined) return exit;
+        continue;
+      }
+      const answer = trunk.run(this.cpu);
       switch (answer) {
         case ANSWER.lookup:
           if (regions.hasStop(this.rip)) return { kind: "reached", ip: this.rip };
-          this.lookUp(this.rip);
-          continue;
+          if (this.mayFetch(this.rip)) {
+            this.caches.lookUp(this.rip);
+            continue;
+          }
+          exit = this.settle(ANSWER.decode);
+          break;
         case ANSWER.hot:
-          this.compile(this.rip);
-          continue;
+          if (this.budget <= 0) return undefined;
+          exit = this.compileObserved(this.rip);
+          break;
         case ANSWER.budget:
+          // Not mid-block, or whatever instruction a slice happens to end at is looked up, and in the end compiled.
+          if (more) return undefined;
           // A region wants its whole next block paid for; what is left of the budget is interpreted.
           while (this.budget > 0) {
             if (regions.hasStop(this.rip)) return { kind: "reached", ip: this.rip };
-            exit = this.settle(trunk.one(this.cpu));
+            exit = this.stepOne();
             if (exit !== undefined) return exit;
           }
           return undefined;
@@ -211,25 +256,24 @@ export class Vcpu {
 
   /** Sees one instruction through, which `answer` came from, until it retires (undefined) or stops for good. */
   private settle(answer: number): Exit | undefined {
-    const { trunk, interpreter } = this.machine;
+    const { trunk } = this.machine;
     for (let next = answer; ; next = trunk.one(this.cpu)) {
       switch (next) {
         case ANSWER.next:
         case ANSWER.jumped:
           this.tlb.closeWindows(true);
           return undefined;
+        case ANSWER.system:
+          return this.executeSystem();
         case ANSWER.decode: {
-          const record = interpreter.prepare(this.rip);
-          if (typeof record !== "number") {
-            const errorCode = PAGE_FAULT.fetch | (record.present ? PAGE_FAULT.present : 0);
-            return this.fault({ vector: "#PF", errorCode, address: record.address, size: 1 });
-          }
-          this.setCache(STATE.stepCache, this.rip, record, 0);
+          const record = this.prepare(this.rip);
+          if (typeof record !== "number") return this.raise(record);
+          this.caches.setStep(this.rip, record);
           break;
         }
         case ANSWER.miss: {
           const fault = this.tlb.resolve();
-          if (fault !== undefined) return this.fault(fault);
+          if (fault !== undefined) return this.raise(fault);
           break;
         }
         case ANSWER.recordFull:
@@ -242,25 +286,113 @@ export class Vcpu {
     }
   }
 
-  private fault(fault: Fault): Exit {
+  /** Without an interrupt table a fault ends the run; with one, the guest has it (undefined). */
+  private raise(fault: Fault, ip: Addr = this.rip): Exit | undefined {
     this.tlb.closeWindows(false);
-    return { kind: "fault", ip: this.rip, fault };
+    if (!this.interruption.hasTable) return { kind: "fault", ip, fault };
+    if (fault.vector === "#PF") this.system.setWord("cr2", BigInt(fault.address));
+    const event = eventOf(fault);
+    return this.deliver(event.source === "software" ? { ...event, ip } : event);
   }
 
-  private exitOf(answer: number): Exit {
+  private deliver(event: Event): Exit | undefined {
+    // Retires nothing, but a guest whose handlers fault for ever must run out of budget too.
+    this.budget--;
+    this.charged++;
+    const outcome = deliver(this.system, event);
+    // An int n that faults has not retired.
+    if (event.source === "software" && outcome !== event) this.charged++;
+    this.interruption.look();
+    return outcome === "shutdown" ? { kind: "shutdown", ip: this.rip } : undefined;
+  }
+
+  private executeSystem(): Exit | undefined {
+    const fetched = fetch(this.machine.memory, this.rip);
+    if (fetched.kind !== "instruction") return bug("a system instruction that cannot be fetched");
+    const ip = this.rip;
+    const outcome = executeSystem(this.system, fetched.instruction, BigInt(this.instructions));
+    if (outcome !== undefined && !("source" in outcome)) return this.raise(outcome);
+    this.budget--;
+    this.interruption.executed(fetched.instruction.mnemonic);
+    this.interruption.look();
+    if (outcome === undefined) return undefined;
+    this.interruption.forgetStep();
+    if (!this.interruption.hasTable) return { kind: "interrupt", ip, vector: outcome.vector };
+    return this.deliver({ ...outcome, ip });
+  }
+
+  /** One instruction, or what comes instead of it. */
+  private stepOne(): Exit | undefined {
+    if (this.interruption.careful) return this.stepCarefully();
+    return this.settle(this.machine.trunk.one(this.cpu));
+  }
+
+  /** The same where an interrupt may be due, a trap follows, or a breakpoint may lie. */
+  private stepCarefully(): Exit | undefined {
+    const { interruption } = this;
+    const trap = interruption.pending();
+    if (trap !== undefined) return this.raise(trap);
+    const due = interruption.due();
+    if (due !== undefined) {
+      if (!interruption.hasTable) return { kind: "interrupt", ip: this.rip, vector: due.vector };
+      return this.deliver(due);
+    }
+    const before = interruption.before();
+    if (before !== undefined) return this.raise(before);
+    const ip = this.rip;
+    const retired = this.instructions;
+    const exit = this.settle(this.machine.trunk.one(this.cpu));
+    if (this.instructions > retired) interruption.after(this.rip === ip && this.repeats(ip));
+    // A trap, or an interrupt that was waiting, ends a halt at once; any other exit comes first.
+    if (exit !== undefined && exit.kind !== "halt") return exit;
+    const behind = interruption.pending();
+    if (behind !== undefined) return this.raise(behind);
+    return interruption.wakes ? undefined : exit;
+  }
+
+  /** Whether the instruction at `ip`, which has just led to itself, is a repeated string instruction. */
+  private repeats(ip: Addr): boolean {
+    const fetched = fetch(this.machine.memory, ip);
+    return fetched.kind === "instruction" && fetched.instruction.repeat !== undefined;
+  }
+
+  /** The decoded instruction at `ip`, or why the code that runs may not fetch it. */
+  private prepare(ip: Addr): HostAddress | Fault {
+    const { interpreter, host } = this.machine;
+    const denied = this.fetchFault(ip);
+    if (denied !== undefined) return denied;
+    const record = interpreter.prepare(ip);
+    if (typeof record !== "number") {
+      return this.fetchFault(record.address) ?? bug("a fetch that fails where it may be made");
+    }
+    const last = (ip + host.i32[(record + RECORD.length) >> 2]! - 1) as Addr;
+    return (pageOf(last) === pageOf(ip) ? undefined : this.fetchFault(pageOf(last))) ?? record;
+  }
+
+  private fetchFault(at: Addr): Fault | undefined {
+    const errorCode = this.system.fetchDenial(this.machine.memory.find(at));
+    return errorCode === undefined ? undefined : { vector: "#PF", errorCode, address: at, size: 1 };
+  }
+
+  private mayFetch(ip: Addr): boolean {
+    return this.fetchFault(ip) === undefined;
+  }
+
+  private exitOf(answer: number): Exit | undefined {
     const before = this.rip;
     const after = this.machine.host.getNumber(this.cpu + STATE.retiredIp) as Addr;
     switch (answer) {
       case ANSWER.divideError:
-        return { kind: "fault", ip: before, fault: { vector: "#DE" } };
+        return this.raise({ vector: "#DE" });
       case ANSWER.invalidOpcode:
-        return { kind: "fault", ip: before, fault: { vector: "#UD" } };
+        return this.raise({ vector: "#UD" });
       case ANSWER.generalProtection:
-        return { kind: "fault", ip: before, fault: { vector: "#GP", errorCode: 0 } };
+        return this.raise({ vector: "#GP", errorCode: 0 });
       case ANSWER.unimplemented:
         return { kind: "unimplemented", ip: before, ...disassembleOne(this.machine.memory, before) };
       case ANSWER.breakpoint:
-        return { kind: "fault", ip: after, fault: { vector: "#BP" } };
+        this.interruption.forgetStep();
+        return this.raise({ vector: "#BP" }, after);
       case ANSWER.hypercall:
         return { kind: "hypercall", ip: after };
       case ANSWER.halt:
@@ -272,59 +404,76 @@ export class Vcpu {
 
   // ---- Code.
 
-  private lookUp(rip: Addr): void {
-    const found = this.machine.regions.find(rip);
-    if (found !== undefined) {
-      this.setCache(STATE.jumpCache, rip, found.region.slot, found.entry);
-      return;
-    }
-    // Two hot addresses that share a cache entry evict each other's count: what is looked up often is hot too.
-    const lookups = this.lookups.get(rip) ?? 0;
-    if (this.lookups.size >= MAX_COUNTED) this.lookups.clear();
-    this.lookups.set(rip, lookups + 1);
-    this.setCache(STATE.jumpCache, rip, SLOT.interpreter, Math.max(0, HOT_AFTER - LOOKUP_HEAT * lookups));
+  /**
+   * Interprets from `from` until it comes round or something stops it, and compiles it with what was seen:
+   * where returns and indirect jumps went, so that blocks lie in the order of execution.
+   */
+  private compileObserved(from: Addr): Exit | undefined {
+    const { trunk, regions } = this.machine;
+    const went = new Map<Addr, Addr>();
+    const { user } = this.system;
+    let exit: Exit | undefined;
+    do {
+      const before = this.rip;
+      exit = this.settle(trunk.one(this.cpu));
+      if (exit === undefined) went.set(before, this.rip);
+    } while (
+      exit === undefined &&
+      this.rip !== from &&
+      went.size < MAX_OBSERVED &&
+      this.budget > 0 &&
+      !this.interruption.careful &&
+      this.system.user === user &&
+      !regions.hasStop(this.rip)
+    );
+    // The instruction that ended it may have taken the right to be there.
+    if (this.mayFetch(from)) this.caches.compile(from, went);
+    return exit;
   }
 
-  private compile(rip: Addr): void {
-    const made = this.machine.regions.find(rip) ?? this.machine.regions.compile(rip);
-    if (made === undefined) {
-      this.setCache(STATE.jumpCache, rip, SLOT.interpreter, 2 ** 31 - 1);
-      return;
-    }
-    // All its blocks: a return inside the region finds its way by the jump cache.
-    made.region.blocks.forEach(({ ip }, entry) => {
-      this.setCache(STATE.jumpCache, ip, made.region.slot, entry);
-    });
-    this.setCache(STATE.jumpCache, rip, made.region.slot, made.entry);
-  }
-
-  private setCache(cache: number, rip: Addr, first: number, second: number): void {
-    const { host } = this.machine;
-    const entry = this.cpu + cache + 16 * cacheIndex(rip);
-    host.setNumber(entry, rip);
-    host.i32[(entry + 8) >> 2] = first;
-    host.i32[(entry + 12) >> 2] = second;
-  }
-
-  /** Drops what both caches hold for `rip`. */
+  /** Drops what is known of the code at `rip`. */
   forgetAddress(rip: Addr): void {
-    for (const cache of [STATE.jumpCache, STATE.stepCache]) {
-      const entry = this.cpu + cache + 16 * cacheIndex(rip);
-      if (this.machine.host.getNumber(entry) === rip) this.machine.host.i64[entry >> 3] = EMPTY_RIP;
-    }
+    this.caches.forgetAddress(rip);
   }
 
-  /** Drops the jump-cache entries that lead into `region`. */
   forgetRegion(region: Region): void {
-    const { host } = this.machine;
-    for (const { ip } of region.blocks) {
-      const entry = this.cpu + STATE.jumpCache + 16 * cacheIndex(ip);
-      if (host.i32[(entry + 8) >> 2] === region.slot) host.i64[entry >> 3] = EMPTY_RIP;
-    }
+    this.caches.forgetRegion(region);
   }
 
   revokePage(page: Addr): void {
     this.tlb.revoke(page);
+  }
+
+  revokeWrites(page: Addr): void {
+    this.tlb.revokeWrites(page);
+  }
+
+  /** Drops all that was decided with the rights that the code had. */
+  flushTlb(): void {
+    this.flush();
+  }
+
+  /** Whether anything was executed since it was parked. */
+  get hasRun(): boolean {
+    return this.granted !== 0 || this.budget !== 0;
+  }
+
+  /** Leaves nothing of the last run in the state but its outcome, so that the state can be compared and saved. */
+  park(kernels: LineKernels): void {
+    this.drainRecord();
+    if (this.hasRun) {
+      this.grant(0);
+      this.machine.host.setNumber(this.cpu + STATE.retired, this.retiredBefore);
+    }
+    kernels.park(this.cpu);
+  }
+
+  /** Takes up the state that was put in place of a parked one. */
+  unpark(): void {
+    this.retiredBefore = this.machine.host.getNumber(this.cpu + STATE.retired);
+    this.granted = 0;
+    this.charged = 0;
+    this.interruption.look();
   }
 
   /** Hands the recorded calls and returns to the machine's call record. */
@@ -337,10 +486,9 @@ export class Vcpu {
     host.i32[(this.cpu + STATE.recordNext) >> 2] = from;
   }
 
-  private flushCaches(): void {
-    const { host } = this.machine;
-    for (let at = this.cpu + STATE.jumpCache; at < this.cpu + STATE.records; at += 16)
-      host.i64[at >> 3] = EMPTY_RIP;
+  private flush(): void {
+    this.tlb.flush();
+    this.caches.flush();
   }
 
   private get budget(): number {
@@ -353,6 +501,7 @@ export class Vcpu {
 
   private grant(instructions: number): void {
     this.retiredBefore = this.instructions;
+    this.charged = 0;
     this.granted = instructions;
     this.budget = instructions;
   }

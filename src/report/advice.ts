@@ -11,6 +11,10 @@ export function adviseExit(exit: Exit): string {
       return "build the code without that instruction, as kernel code is (gcc -mgeneral-regs-only)";
     case "hypercall":
       return "take the vmcall out, the laboratory ends its calls with it";
+    case "interrupt":
+      return "take the int out, or set up an interrupt table first";
+    case "shutdown":
+      return "check the interrupt table, the stacks that it names, and the handlers";
     case "halt":
       return "take the hlt out, nothing would wake it";
     case "reached":
@@ -28,6 +32,15 @@ function adviseFault(fault: (Exit & { kind: "fault" })["fault"]): string {
       return "an invalid instruction, or the ud2 of a BUG(): check what led there";
     case "#BP":
       return "an int3, or the padding past a function that does not return: check what led there";
+    case "#DB":
+    case "#OF":
+    case "#BR":
+    case "#NM":
+      return "take out what raises it, the laboratory has no handler for it";
+    case "#DF":
+    case "#TS":
+    case "#NP":
+      return "check the interrupt table and the segments that it names";
     case "#GP":
     case "#SS":
       return "check for an address that is not canonical, and for misuse of the stack pointer";

@@ -14,6 +14,9 @@ import {
   type StoreName,
   TYPE,
   type ValueType,
+  VECTOR,
+  VECTOR_MEMORY,
+  type VectorName,
 } from "./opcode.ts";
 import { Writer } from "./writer.ts";
 
@@ -118,6 +121,23 @@ export class FunctionBuilder {
   store(name: StoreName, offset = 0): this {
     this.code.byte(STORE[name]);
     this.code.byte(0);
+    this.code.u32(offset);
+    return this;
+  }
+
+  /** An operation on vectors of 16 bytes, which live on the stack only. */
+  vector(name: VectorName): this {
+    return this.vectorCode(VECTOR[name]);
+  }
+
+  vectorLoad(offset = 0): this {
+    this.vectorCode(VECTOR_MEMORY["v128.load"]).code.byte(0); // no alignment promised
+    this.code.u32(offset);
+    return this;
+  }
+
+  vectorStore(offset = 0): this {
+    this.vectorCode(VECTOR_MEMORY["v128.store"]).code.byte(0);
     this.code.u32(offset);
     return this;
   }
@@ -274,6 +294,12 @@ export class FunctionBuilder {
     entry.bytes(this.code.view());
     entry.byte(CONTROL.end);
     into.sized(entry);
+  }
+
+  private vectorCode(code: number): this {
+    this.code.byte(CONTROL.prefixFD);
+    this.code.u32(code);
+    return this;
   }
 
   private enter(code: number, type?: ValueType): Label {

@@ -144,7 +144,13 @@ export const CONTROL = {
   "i64.const": 0x42,
   "f64.const": 0x44,
   prefixFC: 0xfc,
+  prefixFD: 0xfd,
 } as const;
 
 /** Second bytes after the 0xfc prefix. */
 export const BULK = { "memory.copy": 10, "memory.fill": 11 } as const;
+
+/** 128-bit vectors: second bytes after the 0xfd prefix. Loads and stores have a method each. */
+export const VECTOR = { "v128.or": 0x50, "v128.xor": 0x51, "v128.any_true": 0x53 } as const;
+export const VECTOR_MEMORY = { "v128.load": 0x00, "v128.store": 0x0b } as const;
+export type VectorName = keyof typeof VECTOR;

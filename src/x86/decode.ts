@@ -35,9 +35,13 @@ export type Operand =
   /** `value` is extended as the instruction does, then cut to `size` bytes, unsigned. */
   | { readonly kind: "immediate"; readonly value: bigint; readonly size: Size }
   | { readonly kind: "target"; readonly at: Addr }
+  /** Enter's second, 0 to 31. */
+  | { readonly kind: "nesting"; readonly level: number }
   /** What rsi or rdi point at, in string instructions. */
   | { readonly kind: "string" }
-  /** Segment, control and vector registers, far pointers. */
+  /** `number` is the encoded one: es cs ss ds fs gs, cr0 to cr15, dr0 to dr15. */
+  | { readonly kind: "segment" | "control" | "debug"; readonly number: number }
+  /** Vector and other registers, far pointers. */
   | { readonly kind: "other" };
 
 export interface MemoryOperand {
@@ -153,7 +157,6 @@ function addressSize(iced: IcedInstruction): 4 | 8 {
 
 const IMMEDIATE_SIZE = new Map<OpKind, Size>([
   [OpKind.Immediate8, 1],
-  [OpKind.Immediate8_2nd, 1],
   [OpKind.Immediate16, 2],
   [OpKind.Immediate32, 4],
   [OpKind.Immediate64, 8],
@@ -168,7 +171,7 @@ function plainOperand(iced: IcedInstruction, n: number): Operand {
   if (kind === OpKind.Register) {
     const register = iced.opRegister(n);
     const full = RegisterExt.fullRegister(register);
-    if (full < Register.RAX || full > Register.R15) return { kind: "other" };
+    if (full < Register.RAX || full > Register.R15) return systemRegister(register);
     const size = RegisterExt.size(register);
     if (size !== 1 && size !== 2 && size !== 4 && size !== 8) return { kind: "other" };
     const high = register >= Register.AH && register <= Register.BH;
@@ -183,9 +186,19 @@ function plainOperand(iced: IcedInstruction, n: number): Operand {
     return isCanonical(target) ? { kind: "target", at: addr(target) } : { kind: "other" };
   }
   if (STRING_OPERANDS.includes(kind)) return { kind: "string" };
+  if (kind === OpKind.Immediate8_2nd && iced.mnemonic === Mnemonic.Enter)
+    return { kind: "nesting", level: iced.immediate8_2nd & 31 };
   const size = IMMEDIATE_SIZE.get(kind);
   if (size !== undefined)
     return { kind: "immediate", value: BigInt.asUintN(8 * size, iced.immediate(n)), size };
+  return { kind: "other" };
+}
+
+function systemRegister(register: Register): Operand {
+  const number = RegisterExt.number(register);
+  if (RegisterExt.isSegmentRegister(register)) return { kind: "segment", number };
+  if (RegisterExt.isCR(register)) return { kind: "control", number };
+  if (RegisterExt.isDR(register)) return { kind: "debug", number };
   return { kind: "other" };
 }
 

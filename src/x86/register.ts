@@ -50,3 +50,17 @@ export const FLAGS_ALWAYS_ONE = 2n;
 export const POPF_SYSTEM_FLAGS = FLAG.TF | FLAG.IF | FLAG.DF | FLAG.IOPL | FLAG.NT | FLAG.AC | FLAG.ID;
 /** RFLAGS of a task in the kernel with interrupts on and nothing computed. */
 export const RFLAGS_AT_REST = FLAGS_ALWAYS_ONE | FLAG.IF;
+
+/** Bits of CR0 and CR4 that are looked at (SDM vol. 3, 2.5). */
+export const CR0 = { PE: 1n << 0n, TS: 1n << 3n, WP: 1n << 16n, PG: 1n << 31n } as const;
+export const CR4 = {
+  TSD: 1n << 2n,
+  DE: 1n << 3n,
+  FSGSBASE: 1n << 16n,
+  OSXSAVE: 1n << 18n,
+  SMEP: 1n << 20n,
+  SMAP: 1n << 21n,
+} as const;
+
+/** EFER: system-call enable, long mode enable and active, no-execute enable. */
+export const EFER = { SCE: 1n << 0n, LME: 1n << 8n, LMA: 1n << 10n, NXE: 1n << 11n } as const;

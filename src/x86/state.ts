@@ -24,7 +24,7 @@ export const STATE = {
   budget: 176,
   fsBase: 184,
   gsBase: 192,
-  /** Of an access that the TLB did not hold: linear address, then `size | ACCESS << 8`. */
+  /** Of an access that the TLB did not hold: linear address, then `size | ACCESS << 16 | slot << 24`. */
   missAddress: 208,
   missAccess: 216,
   /** Of a region that gave up: its table slot, and the index of the instruction it stopped before. */
@@ -37,8 +37,59 @@ export const STATE = {
   answer: 256,
   /** Address of the instruction that stopped the machine after it retired. */
   retiredIp: 264,
+  // System registers, as 64-bit words. Selectors; the current privilege level, 0 or 3.
+  cs: 272,
+  ss: 280,
+  ds: 288,
+  es: 296,
+  fs: 304,
+  gs: 312,
+  cpl: 320,
+  /** Not zero while an interrupt waits for IF: whoever may set it leaves that to TypeScript. */
+  attention: 328,
+  /** Address of the instruction after sti or a load of ss, before which no interrupt is taken; else EMPTY_RIP. */
+  shadow: 336,
+  kernelGsBase: 344,
+  cr0: 352,
+  cr2: 360,
+  cr3: 368,
+  cr4: 376,
+  cr8: 384,
+  efer: 392,
+  star: 400,
+  lstar: 408,
+  cstar: 416,
+  fmask: 424,
+  tscAux: 432,
+  idtBase: 440,
+  idtLimit: 448,
+  gdtBase: 456,
+  gdtLimit: 464,
+  ldtr: 472,
+  tr: 480,
+  tssBase: 488,
+  tssLimit: 496,
+  /** Debug registers 0 to 7. */
+  dr: 504,
+  /** Not zero between the delivery of an NMI and the next iretq. */
+  nmiBlocked: 568,
+  xcr0: 576,
+  sysenterCs: 584,
+  sysenterEsp: 592,
+  sysenterEip: 600,
+  /** What rdrand answers next: a generator's state. */
+  random: 608,
+  /** External interrupts that were requested and not delivered: 256 bits by vector. Then the same for NMI. */
+  requested: 616,
+  nmiRequested: 648,
+  /** Debug traps (bits of dr6) of an instruction that stopped the machine: taken before the next one. */
+  pendingTraps: 656,
   /** One entry, like those below, for the second read of an instruction that has two. */
   secondReadTlb: 240,
+  /** Instructions retired, when the vCPU was parked for a snapshot. In a line of its own: hashes leave it out. */
+  retired: 0x3c0,
+  /** What a snapshot holds of a vCPU ends here. */
+  end: 0x400,
   /** 256 entries each of {page i64, addend i32, unused}: `host = wrap(linear) + addend`. */
   readTlb: 0x1000,
   writeTlb: 0x2000,
@@ -58,6 +109,17 @@ export const ACCESS = { read: 0, write: 1, read2: 2 } as const;
 export const EMPTY_PAGE = 1n;
 /** Not canonical, so no rip equals it. */
 export const EMPTY_RIP = 1n << 62n;
+
+/** Words that mean nothing between runs. */
+export const BETWEEN_RUNS = [
+  { at: STATE.budget, size: 8 },
+  { at: STATE.missAddress, size: 8 },
+  { at: STATE.missAccess, size: 4 },
+  { at: STATE.bailSlot, size: 4 },
+  { at: STATE.bailIndex, size: 4 },
+  { at: STATE.answer, size: 4 },
+  { at: STATE.retiredIp, size: 8 },
+] as const;
 
 /** The bits of x that arithmetic sets. */
 export const X_MASK = -0x7ffffffffffffff0n; // bits 63 and 4
@@ -90,6 +152,8 @@ export const ANSWER = {
   invalidOpcode: 10,
   generalProtection: 11,
   unimplemented: 12,
+  /** An instruction that TypeScript executes (machine/system/). */
+  system: 13,
   firstRetired: 32,
   hypercall: 32,
   halt: 33,

@@ -95,6 +95,6 @@ test("random programs", () => {
       stepBoth(lockstep, offset(TEXT, code.length), 1000);
       expect(vcpu.rip).toBe(TEXT + code.length);
     }),
-    { numRuns: 400, seed: 1 },
+    { numRuns: 250, seed: 1 },
   );
 });

@@ -86,7 +86,8 @@ describe("a site", () => {
       expect(lab.call("loop", [2000]).result).toBe((2000n * 2001n) / 2n + 200000n);
       redirect.disable();
     }
-    expect(lab.machine.regions.activeCount).toBeGreaterThan(0);
+    const { activeCount, keptCount } = lab.machine.regions; // the last rewrite may have retired all
+    expect(activeCount + keptCount).toBeGreaterThan(0);
   });
 
   test("keeps every other byte: two sites on and off in either order", () => {

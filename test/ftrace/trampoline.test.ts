@@ -119,7 +119,7 @@ describe("at the body's first instruction, everything is as at the site", () => 
         expectUntouched(entry);
         expect(lab.trueReturns(vcpu)).toEqual([]); // the site's call was undone
       }),
-      { numRuns: 150, seed: 1 },
+      { numRuns: 60, seed: 1 },
     );
     redirect.transition = false;
   });
@@ -170,7 +170,7 @@ describe("at the handler's first instruction", () => {
         // pt_regs lies on the stack, just above the return address into the trampoline.
         expect(regs).toBe(toWord(offset(vcpu.rsp, 8)));
       }),
-      { numRuns: 100, seed: 3 },
+      { numRuns: 50, seed: 3 },
     );
   });
 

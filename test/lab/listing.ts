@@ -2,7 +2,7 @@
 
 import type { Addr } from "../../src/base/addr.ts";
 import type { Lab } from "../../src/lab.ts";
-import { type Disassembler, formatLines, type Line } from "../../src/x86/disassemble.ts";
+import { type Disassembler, formatLines } from "../../src/x86/disassemble.ts";
 
 /** The listing of what is in guest memory now, one instruction a line: `0xffffffff81000220: 55  pushq %rbp`. */
 export function listMemory(lab: Lab, disassembler: Disassembler, at: Addr, size: number): string[] {
@@ -43,9 +43,4 @@ export function readPath(listing: readonly string[], taken: Record<string, boole
     at = listing.findIndex((other) => addressOf(other) === target);
     if (at < 0) throw new Error(`${textOf(line)} leaves the listing`);
   }
-}
-
-/** Instructions of a function as `Line`s, where tests need addresses. */
-export function linesOf(lab: Lab, disassembler: Disassembler, at: Addr, size: number): Line[] {
-  return disassembler.disassemble(lab.machine.memory.read(at, size), at);
 }

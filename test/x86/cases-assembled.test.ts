@@ -39,7 +39,8 @@ function disassemble(bytes: Uint8Array): string | null {
   formatter.showBranchSize = false;
   const instructions = decodeAll(bytes);
   const valid = instructions.every(({ code }) => code !== Code.INVALID);
-  const text = instructions.map((instruction) => formatter.format(instruction)).join("; ");
+  // No assembler writes the second encoding of shl, which iced-x86 calls sal.
+  const text = instructions.map((each) => formatter.format(each).replace(/^sal /, "shl ")).join("; ");
   for (const instruction of instructions) instruction.free();
   formatter.free();
   return valid ? text : null;
@@ -57,9 +58,15 @@ async function assembleAll(texts: readonly string[], by: Assemble): Promise<Uint
   });
 }
 
+/** What Keystone does not know, or takes for something else: newer instructions, eip, operands of xlatb. */
+const NOT_OURS =
+  /prefetchwt1|prefetchit|enterw|xlatb .|%eip|,p[nt] |movdir|(?:^|lock )a(?:add|and|or|xor) |cmp\w+xadd|xacquire|xrelease/;
+
 async function disagreements(by: Assemble): Promise<string[]> {
   // What is no instruction in 64-bit mode has a text for readers only
-  const cases = loadCases().filter(({ bytes }) => disassemble(bytes) !== null);
+  const cases = loadCases().filter(
+    ({ bytes, text }) => disassemble(bytes) !== null && !(by === ours && NOT_OURS.test(text)),
+  );
   const assembled = await assembleAll(
     cases.map(({ text }) => text),
     by,

@@ -1,8 +1,10 @@
 // Addition, subtraction, comparison, logic (SDM vol. 1, 7.3.2 and 7.3.5).
 
 import type { Size } from "../decode.ts";
+import { X_MASK } from "../state.ts";
 import type { Family, Lift } from "./definition.ts";
-import { type Bit, type Emitter, mask, type Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import { type Bit, mask, type Value } from "./values.ts";
 
 /** A value to be written, and the flags that go with it, set after the write because that may fault. */
 export interface Result {
@@ -10,7 +12,11 @@ export interface Result {
   readonly setFlags: () => void;
 }
 
-export function added(e: Emitter, a: Value, b: Value, size: Size, carryIn: Bit = false): Result {
+export interface Sum extends Result {
+  readonly carry: Bit;
+}
+
+export function added(e: Emitter, a: Value, b: Value, size: Size, carryIn: Bit = false): Sum {
   const plain = e.add(a, b);
   const full = carryIn === false ? plain : e.add(plain, e.extend(carryIn));
   let carry: Bit;
@@ -19,6 +25,7 @@ export function added(e: Emitter, a: Value, b: Value, size: Size, carryIn: Bit =
   else carry = e.orBit(e.below(plain, a), e.below(full, plain));
   return {
     value: e.zext(full, size),
+    carry,
     setFlags: () => e.setFlags(carry, e.sext(full, size), e.sext(e.xor(a, b), size)),
   };
 }
@@ -47,6 +54,8 @@ export function logical(e: Emitter, value: Value, size: Size): Result {
   };
 }
 
+const SIGN = 1n << 63n;
+
 type Combine = (e: Emitter, a: Value, b: Value, size: Size) => Result;
 
 /** destination = destination OP source */
@@ -66,20 +75,17 @@ function test(operation: Combine): Lift {
   return (e) => operation(e, e.read(0), e.read(1), e.size(0)).setFlags();
 }
 
-/** inc and dec leave CF alone; OF still comes from the carry that the addition would have had. */
+/** inc and dec leave CF alone. OF xor the result's sign is the operand's and the result's: both for inc, either for dec. */
 function step(by: 1n | -1n): Lift {
   return (e) => {
     const size = e.size(0);
     const to = e.place(0);
     const full = e.add(to.value, by);
-    const value = e.zext(full, size);
+    const [operand, result] = [e.sext(to.value, size), e.sext(full, size)];
     const carry = e.carry();
-    const overflow = e.eq(value, by === 1n ? (mask(size) >> 1n) + 1n : mask(size) >> 1n);
-    to.put(value);
-    const result = e.sext(full, size);
-    const top = e.xorBit(e.xorBit(overflow, carry), e.bit(result, 63n));
-    const low = e.and(e.xor(to.value, 1n), 0x10n);
-    e.setFlags(carry, result, e.or(low, e.shl(e.extend(top), 63n)));
+    to.put(e.zext(full, size));
+    const low = by === 1n ? e.and(operand, e.or(result, ~SIGN)) : e.or(operand, e.and(result, SIGN));
+    e.setFlagWords(carry, result, e.xor(e.and(low, X_MASK), e.shl(e.extend(carry), 63n)));
   };
 }
 

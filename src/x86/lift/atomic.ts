@@ -1,11 +1,13 @@
-// Compare-and-exchange (SDM vol. 2). Instructions are indivisible here, so that the lock prefix changes
+// Compare-and-exchange, compare-and-add, and operations on memory alone (SDM vol. 2). Instructions are indivisible here, so that the lock prefix changes
 // nothing; xadd is with the additions, xchg with the moves.
 
 import { FLAG, RAX, RBX, RCX, RDX } from "../register.ts";
 import { ANSWER } from "../state.ts";
 import { subtracted } from "./alu.ts";
-import type { Family, Lift } from "./definition.ts";
+import { CONDITIONS, type Family, type Lift } from "./definition.ts";
+import type { Emitter, Place } from "./emitter.ts";
 import { flagsImage, setStatusFlags } from "./stack.ts";
+import type { Bit, Value } from "./values.ts";
 
 /** cmpxchg8b and cmpxchg16b: rdx:rax against memory, rcx:rbx into it. Only ZF changes. */
 function exchangePair(size: 4 | 8): Lift {
@@ -26,7 +28,53 @@ function exchangePair(size: 4 | 8): Lift {
   };
 }
 
+/** An access that must be aligned, whatever else alignment checks say. */
+function alignedPlace(e: Emitter): Place {
+  const address = e.address();
+  e.stopWhen(e.ne(e.and(address, BigInt(e.size(0) - 1)), 0n), ANSWER.generalProtection);
+  return e.placeAt(address, e.size(0));
+}
+
+/** aadd and kin: memory OP= register, no flags. */
+function remote(operation: (e: Emitter, a: Value, b: Value) => Value): Lift {
+  return (e) => {
+    const to = alignedPlace(e);
+    to.put(e.zext(operation(e, to.value, e.read(1)), e.size(0)));
+  };
+}
+
+/** cmpccxadd: compares memory with operand 1, which gets what was there, and if `condition` holds adds operand 2. */
+function addIf(condition: (e: Emitter) => Bit): Lift {
+  return (e) => {
+    const to = alignedPlace(e);
+    const [compared, addend] = [e.read(1), e.read(2)];
+    subtracted(e, to.value, compared, e.size(0)).setFlags();
+    to.put(e.select(condition(e), e.zext(e.add(to.value, addend), e.size(0)), to.value)); // written either way
+    e.write(1, to.value);
+  };
+}
+
 export const atomics: Family = {
+  Aadd: remote((e, a, b) => e.add(a, b)),
+  Aand: remote((e, a, b) => e.and(a, b)),
+  Aor: remote((e, a, b) => e.or(a, b)),
+  Axor: remote((e, a, b) => e.xor(a, b)),
+  Cmpoxadd: addIf(CONDITIONS.o),
+  Cmpnoxadd: addIf(CONDITIONS.no),
+  Cmpbxadd: addIf(CONDITIONS.b),
+  Cmpnbxadd: addIf(CONDITIONS.ae),
+  Cmpzxadd: addIf(CONDITIONS.e),
+  Cmpnzxadd: addIf(CONDITIONS.ne),
+  Cmpbexadd: addIf(CONDITIONS.be),
+  Cmpnbexadd: addIf(CONDITIONS.a),
+  Cmpsxadd: addIf(CONDITIONS.s),
+  Cmpnsxadd: addIf(CONDITIONS.ns),
+  Cmppxadd: addIf(CONDITIONS.p),
+  Cmpnpxadd: addIf(CONDITIONS.np),
+  Cmplxadd: addIf(CONDITIONS.l),
+  Cmpnlxadd: addIf(CONDITIONS.ge),
+  Cmplexadd: addIf(CONDITIONS.le),
+  Cmpnlexadd: addIf(CONDITIONS.g),
   Cmpxchg: (e) => {
     const size = e.size(0);
     const accumulator = e.reg(RAX, size);

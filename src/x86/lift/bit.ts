@@ -2,7 +2,8 @@
 
 import type { Size } from "../decode.ts";
 import type { Family, Lift } from "./definition.ts";
-import type { Emitter, Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Value } from "./values.ts";
 
 /** bt and kin: CF gets the bit; ZF stays; the other four are undefined and stay too. */
 function bitTest(change: ((e: Emitter, a: Value, bit: Value) => Value) | undefined): Lift {
@@ -27,7 +28,8 @@ function bitTest(change: ((e: Emitter, a: Value, bit: Value) => Value) | undefin
 function bitAddress(e: Emitter, raw: Value, size: Size): Value {
   if (e.kind(1) === "immediate") return e.address();
   const words = e.sar(e.sext(raw, size), BigInt(3 + Math.log2(size)));
-  return e.add(e.address(), e.shl(words, BigInt(Math.log2(size))));
+  const offset = e.add(e.effectiveAddress(), e.shl(words, BigInt(Math.log2(size))));
+  return e.add(e.zext(offset, e.addressSize), e.segmentBase());
 }
 
 /** bsf and bsr: a zero source sets ZF and leaves the destination, as CPUs do though the manual does not say so. */

@@ -3,7 +3,8 @@
 
 import { RCX } from "../register.ts";
 import { CONDITIONS, type Family, type Lift } from "./definition.ts";
-import type { Bit, Emitter } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Bit } from "./values.ts";
 
 export const jumps: Family = {
   Jmp: (e) => {

@@ -1,11 +1,37 @@
 // Moves, conversions, conditional moves and sets (SDM vol. 1, 7.3.1).
 
 import type { Size } from "../decode.ts";
-import { RAX, RDX } from "../register.ts";
+import { RAX, RBX, RDX } from "../register.ts";
+import { ANSWER } from "../state.ts";
 import { CONDITIONS, type Family, type Lift } from "./definition.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Value } from "./values.ts";
 
 const move: Lift = (e) => e.write(0, e.read(1));
+const moveSwapped: Lift = (e) => e.write(0, swapped(e, e.read(1), e.size(0)));
 const signExtend: Lift = (e) => e.write(0, e.zext(e.sext(e.read(1), e.size(1)), e.size(0)));
+
+/** The bytes in reverse; of a 16-bit operand the two. */
+function swapped(e: Emitter, value: Value, size: Size): Value {
+  const pairs = e.or(
+    e.shl(e.and(value, 0x00ff00ff00ff00ffn), 8n),
+    e.and(e.shr(value, 8n), 0x00ff00ff00ff00ffn),
+  );
+  if (size === 2) return pairs;
+  const low = e.and(pairs, 0x0000ffff0000ffffn);
+  const words = e.or(e.shl(low, 16n), e.and(e.shr(pairs, 16n), 0x0000ffff0000ffffn));
+  return size === 8 ? e.rotl(words, 32n) : words;
+}
+
+/** movdir64b: 64 bytes to where operand 0 points, which must be a multiple of 64. */
+const copyLine: Lift = (e) => {
+  const to = e.read(0);
+  e.stopWhen(e.ne(e.and(to, 63n), 0n), ANSWER.generalProtection);
+  const from = e.check(e.address(), 64, "read");
+  const host = e.check(to, 64, "write");
+  const words = Array.from({ length: 8 }, (_, n) => e.loadFrom(from, 8, 8 * n));
+  for (const [n, word] of words.entries()) e.storeTo(host, 8, word, 8 * n);
+};
 
 /** cbw, cwde, cdqe: the accumulator's lower half fills the whole. */
 function widen(to: Size): Lift {
@@ -31,13 +57,18 @@ export const moves: Family = {
   },
   Bswap: (e) => {
     const size = e.size(0);
-    const value = e.read(0);
-    const odd = e.and(value, 0x00ff00ff00ff00ffn);
-    const even = e.and(e.shr(value, 8n), 0x00ff00ff00ff00ffn);
-    const pairs = e.or(e.shl(odd, 8n), even);
-    const low = e.and(pairs, 0x0000ffff0000ffffn);
-    const words = e.or(e.shl(low, 16n), e.and(e.shr(pairs, 16n), 0x0000ffff0000ffffn));
-    e.write(0, size === 8 ? e.rotl(words, 32n) : words);
+    // Of 16 bits undefined (SDM vol. 2, BSWAP): what the wider swap leaves in the lower half, which is nothing
+    e.write(0, swapped(e, e.read(0), size === 2 ? 4 : size));
+  },
+  Movbe: moveSwapped,
+  /** Stores that go around the caches: here there are none. */
+  Movnti: move,
+  Movdiri: move,
+  Movdir64b: copyLine,
+  Xlatb: (e) => {
+    // An index of eight bits: the operand is not the sum that an effective address is otherwise
+    const index = e.zext(e.add(e.reg(RBX), e.reg(RAX, 1)), e.addressSize);
+    e.setReg(RAX, e.load(e.add(index, e.segmentBase()), 1), 1);
   },
   Cbw: widen(2),
   Cwde: widen(4),

@@ -4,10 +4,17 @@ import type { Size } from "../decode.ts";
 import { RAX, RDX } from "../register.ts";
 import { ANSWER } from "../state.ts";
 import type { Family } from "./definition.ts";
-import type { Bit, Emitter, Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Bit, Value } from "./values.ts";
 
 /** The two halves of a product, each cut to `size`. */
-function product(e: Emitter, a: Value, b: Value, size: Size, signed: boolean): { low: Value; high: Value } {
+export function product(
+  e: Emitter,
+  a: Value,
+  b: Value,
+  size: Size,
+  signed: boolean,
+): { low: Value; high: Value } {
   if (size === 8) {
     const low = e.mul(a, b);
     let high = e.mulHigh(a, b);

@@ -8,11 +8,16 @@
 import type { Addr } from "../../base/addr.ts";
 import { bug } from "../../base/refuse.ts";
 import { FunctionBuilder, type Label, type Local } from "../../wasm/function.ts";
-import type { Instruction, Size } from "../decode.ts";
-import { type Gpr, RSP } from "../register.ts";
+import type { Instruction } from "../decode.ts";
 import { ANSWER, CACHE_ENTRIES, STATE } from "../state.ts";
-import { type Bit, Emitter, mask, type Stop, type Value } from "./emitter.ts";
+import type { Stop } from "./emitter.ts";
+import { returnPoints } from "./returnPoint.ts";
+import { StackWindowEmitter } from "./stackWindow.ts";
 import { definitionOf } from "./table.ts";
+import type { Bit, Value } from "./values.ts";
+
+/** Blocks that the target of an indirect jump is compared with before the jump cache is asked. */
+const MAX_GUESSES = 2;
 
 /** A straight run of instructions; only its last may branch. */
 export interface Block {
@@ -33,9 +38,14 @@ export interface EmittedRegion {
 }
 
 /** Emits `blocks` (entries in that order) for table slot `slot`, by which the region knows its own jump-cache entries. */
-export function emitRegion(blocks: readonly Block[], slot: number, recording: boolean): EmittedRegion {
+export function emitRegion(
+  blocks: readonly Block[],
+  went: ReadonlyMap<Addr, Addr>,
+  slot: number,
+  recording: boolean,
+): EmittedRegion {
   const f = new FunctionBuilder({ params: ["i32", "i32"], results: ["i32"] });
-  const emitter = new RegionEmitter(f, recording, blocks, slot);
+  const emitter = new RegionEmitter(f, recording, blocks, went, slot);
   const body = f.capture(() => emitter.emitBlocks());
   emitter.preload();
   f.append(body);
@@ -43,7 +53,7 @@ export function emitRegion(blocks: readonly Block[], slot: number, recording: bo
   return { function: f, stopPoints: emitter.stopPoints };
 }
 
-class RegionEmitter extends Emitter {
+class RegionEmitter extends StackWindowEmitter {
   readonly stopPoints: StopPoint[] = [];
   private readonly blocks: readonly Block[];
   private readonly entries: ReadonlyMap<Addr, number>;
@@ -53,19 +63,28 @@ class RegionEmitter extends Emitter {
   private readonly budget: Local;
   private readonly answer: Local;
   private readonly stopIndex: Local;
-  private readonly registers = new Map<Gpr, { local: Local; written: boolean }>();
-  private flags: { carry: Local; result: Local; x: Local } | undefined;
-  private flagsWritten = false;
+  private readonly went: ReadonlyMap<Addr, Addr>;
+  private readonly returns: ReadonlyMap<number, readonly number[]>;
   private labels: Label[] = [];
+  /** The start of the block being emitted, if it branches to itself. */
+  private self: Label | undefined;
   private top: Label | undefined;
   private stopped: Label | undefined;
   private leave: Label | undefined;
   private block = 0;
 
-  constructor(f: FunctionBuilder, recording: boolean, blocks: readonly Block[], slot: number) {
+  constructor(
+    f: FunctionBuilder,
+    recording: boolean,
+    blocks: readonly Block[],
+    went: ReadonlyMap<Addr, Addr>,
+    slot: number,
+  ) {
     super(f, recording);
     this.blocks = blocks;
     this.entries = new Map(blocks.map(({ ip }, index) => [ip, index]));
+    this.went = went;
+    this.returns = returnPoints(blocks);
     this.slot = slot;
     this.entry = f.param(1);
     this.rip = f.local("i64");
@@ -86,7 +105,10 @@ class RegionEmitter extends Emitter {
     f.get(this.entry).brTable(this.labels, this.labels[0]!);
     for (this.block = 0; this.block < blocks.length; this.block++) {
       f.end();
-      this.emitBlock(blocks[this.block]!);
+      const block = blocks[this.block]!;
+      this.self = branchesTo(block, block.ip) ? f.loop() : undefined;
+      this.emitBlock(block);
+      if (this.self !== undefined) f.end();
     }
     f.end();
     f.end();
@@ -98,31 +120,13 @@ class RegionEmitter extends Emitter {
 
   preload(): void {
     const { f, cpu } = this;
-    for (const [gpr, { local }] of this.registers)
-      f.get(cpu)
-        .load("i64.load", STATE.gpr + 8 * gpr)
-        .set(local);
-    if (this.flags !== undefined) {
-      f.get(cpu).load("i32.load", STATE.carry).set(this.flags.carry);
-      f.get(cpu).load("i64.load", STATE.result).set(this.flags.result);
-      f.get(cpu).load("i64.load", STATE.x).set(this.flags.x);
-    }
+    this.loadLocals();
     f.get(cpu).load("i64.load", STATE.budget).set(this.budget);
   }
 
   spill(): void {
     const { f, cpu } = this;
-    for (const [gpr, { local, written }] of this.registers) {
-      if (written)
-        f.get(cpu)
-          .get(local)
-          .store("i64.store", STATE.gpr + 8 * gpr);
-    }
-    if (this.flags !== undefined && this.flagsWritten) {
-      f.get(cpu).get(this.flags.carry).store("i32.store", STATE.carry);
-      f.get(cpu).get(this.flags.result).store("i64.store", STATE.result);
-      f.get(cpu).get(this.flags.x).store("i64.store", STATE.x);
-    }
+    this.storeLocals();
     f.get(cpu).get(this.budget).store("i64.store", STATE.budget);
     f.get(cpu).get(this.rip).store("i64.store", STATE.rip);
     f.get(this.answer);
@@ -134,6 +138,16 @@ class RegionEmitter extends Emitter {
     f.get(this.budget).i64(instructions.length).op("i64.add").set(this.budget);
     this.exit(BigInt(ip), ANSWER.budget);
     f.end();
+    const first = this.stopPoints.length;
+    this.emitWindowed(
+      () => this.emitInstructions(instructions),
+      () => {
+        this.stopPoints.length = first;
+      },
+    );
+  }
+
+  private emitInstructions(instructions: readonly Instruction[]): void {
     instructions.forEach((instruction, n) => {
       this.stopPoints.push({ ip: instruction.ip, unretired: instructions.length - n });
       const definition = definitionOf(instruction) ?? bug("a block holds what cannot be lifted");
@@ -149,6 +163,7 @@ class RegionEmitter extends Emitter {
   private edge(target: Addr): void {
     const index = this.entries.get(target);
     if (index === undefined) this.exit(BigInt(target), ANSWER.next);
+    else if (index === this.block && this.self !== undefined) this.f.br(this.self);
     else if (index > this.block) this.f.br(this.labels[index]!);
     else this.f.i32(index).set(this.entry).br(this.top!);
   }
@@ -182,6 +197,12 @@ class RegionEmitter extends Emitter {
   override jump(target: Value): void {
     const { f, cpu } = this;
     const to = this.copy(target);
+    for (const index of this.guesses()) {
+      const { ip } = this.blocks[index]!;
+      f.get(to).i64(ip).op("i64.eq").if();
+      this.edge(ip);
+      f.end();
+    }
     const cached = this.temp("i32");
     f.get(to).op("i32.wrap_i64").get(to).op("i32.wrap_i64").i32(12).op("i32.shr_u").op("i32.xor");
     f.i32(CACHE_ENTRIES - 1)
@@ -206,6 +227,15 @@ class RegionEmitter extends Emitter {
     this.exit(to, ANSWER.next);
   }
 
+  /** Blocks that an indirect jump probably leads to, the likeliest first. */
+  private guesses(): Iterable<number> {
+    const to = this.went.get(this.instruction.ip);
+    const seen = to === undefined ? undefined : this.entries.get(to);
+    return new Set(
+      [...(seen === undefined ? [] : [seen]), ...(this.returns.get(this.block) ?? [])].slice(0, MAX_GUESSES),
+    );
+  }
+
   override skipIf(condition: Bit): void {
     this.push32(condition);
     this.f.if();
@@ -224,129 +254,10 @@ class RegionEmitter extends Emitter {
   override retire(): void {
     bug("an instruction that stops the machine inside a block");
   }
+}
 
-  // ---- Operands are constants and locals.
-
-  override reg(reg: Gpr, size: Size = 8): Value {
-    const value = this.temp("i64");
-    this.f.get(this.register(reg).local);
-    if (size !== 8) this.f.i64(mask(size)).op("i64.and");
-    this.f.set(value);
-    return value;
-  }
-
-  override setReg(reg: Gpr, value: Value, size: Size = 8): void {
-    const register = this.register(reg);
-    this.commit();
-    if (size === 8 || size === 4) this.push64(this.zext(value, size));
-    else this.push64(this.merge(register.local, this.zext(value, size), size));
-    this.f.set(register.local);
-    register.written = true;
-  }
-
-  protected override readRegisterOperand(n: number): Value {
-    const { reg, size, high } = this.registerOperand(n);
-    return high ? this.and(this.shr(this.register(reg).local, 8n), 0xffn) : this.reg(reg, size);
-  }
-
-  protected override writeRegisterOperand(n: number, value: Value): void {
-    const { reg, size, high } = this.registerOperand(n);
-    if (high) {
-      const rest = this.and(this.register(reg).local, ~0xff00n);
-      this.setReg(reg, this.or(rest, this.shl(this.zext(value, 1), 8n)));
-    } else this.setReg(reg, value, size);
-  }
-
-  protected override immediate(n: number): Value {
-    const operand = this.instruction.operands[n];
-    return operand?.kind === "immediate" ? operand.value : bug(`operand ${n} is no immediate`);
-  }
-
-  override effectiveAddress(): Value {
-    const { base, index, shift, displacement } = this.memory();
-    let address: Value = base === undefined ? 0n : this.reg(base);
-    if (index !== undefined) {
-      const scaled = shift === 0 ? this.reg(index) : this.shl(this.reg(index), BigInt(shift));
-      address = this.add(address, scaled);
-    }
-    address = this.add(address, displacement);
-    return this.zext(address, this.addressSize);
-  }
-
-  protected override effectiveAddressAfterPop(bytes: bigint): Value {
-    return this.add(this.effectiveAddress(), this.memory().base === RSP ? bytes : 0n);
-  }
-
-  override segmentBase(): Value {
-    const { segment } = this.memory();
-    if (segment === undefined) return 0n;
-    return this.getState(segment === "fs" ? STATE.fsBase : STATE.gsBase);
-  }
-
-  override next(): Value {
-    return BigInt(this.instruction.next);
-  }
-
-  override ip(): Value {
-    return BigInt(this.instruction.ip);
-  }
-
-  override carry(): Bit {
-    const bit = this.temp("i32");
-    this.f.get(this.flagLocals().carry).set(bit);
-    return bit;
-  }
-
-  override result(): Value {
-    const value = this.temp("i64");
-    this.f.get(this.flagLocals().result).set(value);
-    return value;
-  }
-
-  override x(): Value {
-    const value = this.temp("i64");
-    this.f.get(this.flagLocals().x).set(value);
-    return value;
-  }
-
-  protected override putCarry(bit: Bit): void {
-    this.push32(bit);
-    this.f.set(this.flagLocals().carry);
-    this.flagsWritten = true;
-  }
-
-  protected override putResult(value: Value): void {
-    this.push64(value);
-    this.f.set(this.flagLocals().result);
-    this.flagsWritten = true;
-  }
-
-  protected override putX(value: Value): void {
-    this.push64(value);
-    this.f.set(this.flagLocals().x);
-    this.flagsWritten = true;
-  }
-
-  private register(reg: Gpr): { local: Local; written: boolean } {
-    let register = this.registers.get(reg);
-    if (register === undefined) {
-      register = { local: this.f.local("i64"), written: false };
-      this.registers.set(reg, register);
-    }
-    return register;
-  }
-
-  private flagLocals(): { carry: Local; result: Local; x: Local } {
-    this.flags ??= { carry: this.f.local("i32"), result: this.f.local("i64"), x: this.f.local("i64") };
-    return this.flags;
-  }
-
-  private registerOperand(n: number) {
-    const operand = this.instruction.operands[n];
-    return operand?.kind === "register" ? operand : bug(`operand ${n} is no register`);
-  }
-
-  private memory() {
-    return this.instruction.memory ?? bug("no memory operand");
-  }
+function branchesTo({ instructions }: Block, ip: Addr): boolean {
+  const last = instructions.at(-1)!;
+  const target = last.operands[0];
+  return (target?.kind === "target" && target.at === ip) || (last.repeat !== undefined && last.ip === ip);
 }

@@ -6,7 +6,8 @@
 import type { Size } from "../decode.ts";
 import { RCX } from "../register.ts";
 import type { Family, Lift } from "./definition.ts";
-import type { Bit, Emitter, Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Bit, Value } from "./values.ts";
 
 function bits(size: Size): bigint {
   return BigInt(8 * size);
@@ -154,6 +155,7 @@ function doubleShift(direction: "left" | "right"): Lift {
 
 export const shifts: Family = {
   Shl: left,
+  Sal: left, // the encoding that manuals leave out
   Shr: right,
   Sar: arithmeticRight,
   Rol: rotate("left"),

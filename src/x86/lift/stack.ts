@@ -1,9 +1,12 @@
-// Push, pop, leave, and the flags through the stack (SDM vol. 1, 6.2).
+// Push, pop, enter, leave, and the flags through the stack (SDM vol. 1, 6.2).
 
+import { PAGE_SIZE } from "../../base/addr.ts";
+import { Code } from "../decode.ts";
 import { FLAG, POPF_SYSTEM_FLAGS, RBP, RSP } from "../register.ts";
-import { STATE } from "../state.ts";
+import { ANSWER, STATE } from "../state.ts";
 import type { Family, Lift } from "./definition.ts";
-import type { Emitter, Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Value } from "./values.ts";
 
 /** RFLAGS with its lazy part worked out. */
 export function flagsImage(e: Emitter): Value {
@@ -34,11 +37,64 @@ function popFlags(size: 2 | 8): Lift {
   const changed = POPF_SYSTEM_FLAGS & (size === 2 ? 0xffffn : -1n);
   return (e) => {
     const image = e.peek(size);
+    // Outside the kernel IOPL decides what changes; TF traps; AC may change what can be accessed; a waiting
+    // interrupt may be taken.
+    const access = e.and(e.xor(image, e.getState(STATE.systemFlags)), size === 2 ? 0n : FLAG.AC);
+    const special = e.ne(e.or(e.and(image, FLAG.TF), access), 0n);
+    const careful = e.orBit(e.user(), e.orBit(special, e.ne(e.getState(STATE.attention), 0n)));
+    e.stopWhen(careful, ANSWER.system);
     e.setReg(RSP, e.add(e.reg(RSP), BigInt(size)));
     const kept = e.and(e.getState(STATE.systemFlags), ~(changed | FLAG.RF));
     e.setState(STATE.systemFlags, e.or(kept, e.and(image, changed)));
     setStatusFlags(e, image, e.and(e.shr(image, 11n), 1n));
   };
+}
+
+/**
+ * Pushes rbp, then copies as many frame pointers as it nests, the last of them its own, and makes room. Like the
+ * CPU it asks for the new top of the stack to be writable; unlike it, it stores nothing if it faults.
+ */
+const enter: Lift = (e) => {
+  const { nesting } = e;
+  const size = e.code === Code.Enterw_imm16_imm8 ? 2 : 8;
+  const copied = Math.max(nesting - 1, 0);
+  const bytes = size * (nesting === 0 ? 1 : nesting + 1);
+  const [rsp, rbp] = [e.reg(RSP), e.reg(RBP)];
+  const frame = e.sub(rsp, BigInt(size));
+  const low = e.sub(rsp, BigInt(bytes));
+  const top = e.sub(low, e.read(0));
+  const stored = e.check(low, bytes, "write", size);
+  const read =
+    copied === 0 ? undefined : e.check(e.sub(rbp, BigInt(size * copied)), size * copied, "read", size);
+  // One check of a page says it all: a second could want its entry otherwise (see machine/tlb.ts).
+  e.push32(e.ne(pageOf(e, top), pageOf(e, low)));
+  e.f.if();
+  e.check(top, 1, "write");
+  e.f.end();
+
+  const push = (n: number, value: Value) => e.storeTo(stored, size, value, bytes - size * (n + 1));
+  push(0, rbp);
+  for (let n = 1; n <= copied && read !== undefined; n++) {
+    const plain = e.loadFrom(read, size, size * (copied - n));
+    // One that lies among the pushes may be one of them, which `read`, if it is a copy, does not have.
+    const within = e.sub(e.sub(rbp, BigInt(size * n)), low);
+    const among = e.below(within, BigInt(bytes - size + 1));
+    const pushed = e.loadFrom(e.within(stored, e.select(among, within, 0n)), size);
+    // And one that is crooked may have its low bytes in the first push, which is rbp.
+    const inside = e.sub(BigInt(bytes), within);
+    const crooked = e.below(e.sub(inside, 1n), BigInt(size - 1));
+    const bits = e.shl(inside, 3n);
+    const lowBytes = e.shr(e.zext(rbp, size), e.sub(BigInt(8 * size), bits));
+    const mixed = e.or(e.shl(e.shr(plain, bits), bits), lowBytes);
+    push(n, e.select(among, pushed, e.select(crooked, mixed, plain)));
+  }
+  if (nesting > 0) push(nesting, frame);
+  e.setReg(RSP, top);
+  e.setReg(RBP, frame, size);
+};
+
+function pageOf(e: Emitter, address: Value): Value {
+  return e.and(address, BigInt(-PAGE_SIZE));
 }
 
 export const stack: Family = {
@@ -56,14 +112,16 @@ export const stack: Family = {
       e.write(0, value);
     }
   },
-  Pushfq: (e) => e.push(flagsImage(e)),
+  Pushfq: (e) => e.push(e.and(flagsImage(e), ~FLAG.RF)),
   Pushf: (e) => e.push(flagsImage(e), 2),
   Popfq: popFlags(8),
   Popf: popFlags(2),
+  Enter: enter,
   Leave: (e) => {
+    const size = e.code === Code.Leavew ? 2 : 8;
     const frame = e.reg(RBP);
-    const value = e.load(frame, 8);
-    e.setReg(RSP, e.add(frame, 8n));
-    e.setReg(RBP, value);
+    const value = e.load(frame, size);
+    e.setReg(RSP, e.add(frame, BigInt(size)));
+    e.setReg(RBP, value, size);
   },
 };

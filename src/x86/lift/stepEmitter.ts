@@ -9,12 +9,15 @@ import { Code, type Instruction, type Size } from "../decode.ts";
 import { type Gpr, RSP } from "../register.ts";
 import { ACCESS, ANSWER, RECORD, STATE } from "../state.ts";
 import type { Lift } from "./definition.ts";
-import { type Bit, Emitter, type Stop, setsStackPointer, type Value } from "./emitter.ts";
+import { Emitter, type Stop, setsStackPointer } from "./emitter.ts";
+import type { Bit, Value } from "./values.ts";
 
 /** What tells forms apart: everything that a definition may ask while it emits. */
 export function formOf(instruction: Instruction, recording: boolean): string {
   const { code, operands, addressSize, repeat } = instruction;
-  const kinds = operands.map((operand) => operand.kind[0]).join("");
+  const kinds = operands
+    .map((operand) => (operand.kind === "nesting" ? `nesting ${operand.level}` : operand.kind[0]))
+    .join("");
   const recorded = recording ? (setsStackPointer(instruction) ? "recorded, sets rsp" : "recorded") : "";
   return `${Code[code]}/${kinds}/${addressSize}/${repeat ?? ""}/${recorded}`;
 }
@@ -153,7 +156,7 @@ class StepEmitter extends Emitter {
     if (stop.kind === "miss") {
       f.get(cpu).get(stop.address).store("i64.store", STATE.missAddress);
       f.get(cpu)
-        .i32(stop.size | (ACCESS[stop.access] << 8))
+        .i32(stop.size | (ACCESS[stop.access] << 16) | (stop.slot << 24))
         .store("i32.store", STATE.missAccess);
     }
     f.i32(stop.kind === "miss" ? ANSWER.miss : stop.answer)

@@ -8,7 +8,8 @@ import { RAX, RCX, RDI, RSI } from "../register.ts";
 import { STATE } from "../state.ts";
 import { subtracted } from "./alu.ts";
 import type { Family, Lift } from "./definition.ts";
-import type { Bit, Emitter, Value } from "./emitter.ts";
+import type { Emitter } from "./emitter.ts";
+import type { Bit, Value } from "./values.ts";
 
 /** What is left to do of an iteration when nothing can stop it any more. */
 interface Outcome {

@@ -1,10 +1,12 @@
 // Every instruction that can be lifted, by mnemonic.
 
-import { type Instruction, Mnemonic } from "../decode.ts";
+import { type Instruction, Mnemonic, type Operand } from "../decode.ts";
 import { alu } from "./alu.ts";
 import { atomics } from "./atomic.ts";
 import { bitOperations } from "./bit.ts";
+import { bitManipulations } from "./bmi.ts";
 import { branches, jumps } from "./control.ts";
+import { checksums } from "./crc.ts";
 import type { Family, Lift } from "./definition.ts";
 import { flags } from "./flag.ts";
 import { moves } from "./move.ts";
@@ -12,7 +14,7 @@ import { multiplications } from "./multiply.ts";
 import { shifts } from "./shift.ts";
 import { stack } from "./stack.ts";
 import { strings } from "./string.ts";
-import { hints, stops } from "./system.ts";
+import { hints, leaveToSystem, stops, system } from "./system.ts";
 
 /** How an instruction takes part in a region of blocks. */
 export type Role =
@@ -48,6 +50,8 @@ for (const family of [
   moves,
   stack,
   bitOperations,
+  bitManipulations,
+  checksums,
   strings,
   atomics,
   flags,
@@ -58,6 +62,9 @@ for (const family of [
 enter(branches, "branches");
 enter(jumps, "jumps");
 enter(stops, "alone");
+enter(system, "alone");
+
+const SYSTEM_FORM: Definition = { lift: leaveToSystem, role: "alone" };
 
 /** The mnemonics that can be lifted, in iced-x86's order. */
 export function liftedMnemonics(): Mnemonic[] {
@@ -67,9 +74,9 @@ export function liftedMnemonics(): Mnemonic[] {
 /** What `instruction` means, or undefined if it is not lifted (yet, or in this form). */
 export function definitionOf(instruction: Instruction): Definition | undefined {
   const definition = DEFINITIONS.get(instruction.mnemonic);
-  if (definition === undefined || instruction.operands.some((operand) => operand.kind === "other"))
-    return undefined;
-  if (instruction.repeat === undefined || !instruction.operands.some((operand) => operand.kind === "string"))
-    return definition;
+  const has = (...kinds: Operand["kind"][]) => instruction.operands.some(({ kind }) => kinds.includes(kind));
+  if (definition === undefined || has("other")) return undefined;
+  if (has("segment", "control", "debug")) return SYSTEM_FORM;
+  if (instruction.repeat === undefined || !has("string")) return definition;
   return { lift: definition.lift, role: "branches" }; // a repeated string instruction branches to itself
 }

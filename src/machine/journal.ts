@@ -1,0 +1,51 @@
+// What a map held, key by key, before it was changed: for state that TypeScript keeps and snapshots restore.
+
+export interface Change<K, V> {
+  readonly key: K;
+  /** Undefined where the map had nothing. */
+  readonly before: V | undefined;
+  readonly after: V | undefined;
+}
+
+export class Journal<K, V> {
+  private readonly before = new Map<K, V | undefined>();
+
+  get isEmpty(): boolean {
+    return this.before.size === 0;
+  }
+
+  /** Says that what `key` has, `value`, is about to change. Later values are of no interest until `clear`. */
+  note(key: K, value: V | undefined): void {
+    if (!this.before.has(key)) this.before.set(key, value);
+  }
+
+  /** What has changed, given what the keys have now. */
+  changes(now: (key: K) => V | undefined): readonly Change<K, V>[] {
+    if (this.isEmpty) return NONE;
+    return [...this.before]
+      .map(([key, before]) => ({ key, before, after: now(key) }))
+      .filter(({ before, after }) => before !== after);
+  }
+
+  clear(): void {
+    if (!this.isEmpty) this.before.clear();
+  }
+}
+
+/** Shared, because most snapshots have none. */
+export const NONE: readonly never[] = [];
+
+/** The changes of `first` and then `second` in one. */
+export function composeChanges<K, V>(
+  first: readonly Change<K, V>[],
+  second: readonly Change<K, V>[],
+): readonly Change<K, V>[] {
+  if (first.length === 0) return second;
+  if (second.length === 0) return first;
+  const composed = new Map(first.map((change) => [change.key, change]));
+  for (const { key, before, after } of second) {
+    const earlier = composed.get(key);
+    composed.set(key, { key, before: earlier === undefined ? before : earlier.before, after });
+  }
+  return [...composed.values()].filter(({ before, after }) => before !== after);
+}
