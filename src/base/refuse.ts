@@ -9,7 +9,7 @@ export const REFUSALS = {
   "no-command": "no such command; `fentrylab demo` is the guided tour, `fentrylab --help` lists them all",
   "not-a-number": "{option} wants a whole number from {least} up, not '{text}'; write it in decimal digits",
   "not-a-word": "'{text}' is no 64-bit integer; write it in decimal or, with 0x, in hexadecimal",
-  "unknown-bench": "there is no benchmark '{what}'; the one there is: engine",
+  "unknown-bench": "there is no benchmark '{what}'; there are: {known}",
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
   "map-range": "{size} bytes from {address} on leave the canonical addresses; map less, or lower",
   "module-loaded": "a module '{name}' is loaded already; give this one another name",

@@ -1,18 +1,41 @@
-// fentrylab bench [engine]
+// fentrylab bench [engine|snapshot]
 
 import { refuse } from "../base/refuse.ts";
 import { type CommonOptions, printJson } from "./option.ts";
+
+interface BenchOptions {
+  readonly rounds?: number;
+  readonly progress: (done: number, total: number, what: string) => void;
+}
+
+/** What a benchmark found, as a document and as text. */
+interface Report {
+  readonly document: unknown;
+  readonly text: string;
+}
+
+const BENCHES: Readonly<Record<string, (options: BenchOptions) => Promise<Report>>> = {
+  engine: async (options) => {
+    const { benchEngine, renderEngineReport } = await import("../../bench/engine.ts");
+    const report = await benchEngine(options);
+    return { document: report, text: renderEngineReport(report) };
+  },
+  snapshot: async (options) => {
+    const { benchSnapshot, renderSnapshotReport } = await import("../../bench/snapshot.ts");
+    const report = await benchSnapshot(options);
+    return { document: report, text: renderSnapshotReport(report) };
+  },
+};
 
 export async function printBench(
   what: string,
   { json, rounds }: CommonOptions & { readonly rounds?: number },
 ): Promise<void> {
-  if (what !== "engine") refuse("unknown-bench", { what });
-  const { benchEngine, renderEngineReport } = await import("../../bench/engine.ts");
-  const report = await benchEngine({ ...(rounds === undefined ? {} : { rounds }), progress });
+  const bench = BENCHES[what] ?? refuse("unknown-bench", { what, known: Object.keys(BENCHES).join(", ") });
+  const report = await bench({ ...(rounds === undefined ? {} : { rounds }), progress });
   if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
-  if (json) printJson(report);
-  else process.stdout.write(renderEngineReport(report));
+  if (json) printJson(report.document);
+  else process.stdout.write(report.text);
 }
 
 function progress(done: number, total: number, what: string): void {

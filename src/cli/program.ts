@@ -72,7 +72,7 @@ function createProgram(): Command {
     );
 
   addCommand(program, "bench", "Measure this engine against native Unicorn, where that is installed.")
-    .argument("[what]", "engine", "engine")
+    .argument("[what]", "`engine`, or `snapshot` for saving and restoring states", "engine")
     .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))
     .action(async (what, options) => (await import("./bench.ts")).printBench(what, options));
 

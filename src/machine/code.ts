@@ -28,6 +28,12 @@ export function fetch(memory: Memory, ip: Addr): Fetched {
   return decoded;
 }
 
+/** Whether the bytes up to the end of the page that holds `ip` encode nothing, whatever follows them. */
+export function isInvalidOnPage(memory: Memory, ip: Addr): boolean {
+  const here = Math.min(MAX_LENGTH, pageOf(ip) + PAGE_SIZE - ip);
+  return decode(memory.read(ip, here), ip).kind === "invalid";
+}
+
 /** The bytes at `ip` and how iced-x86 prints them, for an instruction that cannot be executed here. */
 export function disassembleOne(memory: Memory, ip: Addr): { bytes: Uint8Array; text: string } {
   const fetched = fetch(memory, ip);

@@ -141,6 +141,7 @@ export class Tlb {
   private point(entry: HostAddress, first: Addr, last: Addr, frame: HostAddress): void {
     this.host.setNumber(entry, last);
     this.host.i32[(entry + 8) >> 2] = frame - ((first % 2 ** 32) | 0);
+    this.host.i32[(entry + 12) >> 2] = (first % 2 ** 32) | 0; // only the second read's entry is asked for it
   }
 
   private clearFor(page: Addr, table: number): void {

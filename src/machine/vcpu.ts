@@ -3,13 +3,14 @@
 // Execution is the trunk's (machine/trunk.ts); this is what happens when it stops: find or make the code at rip,
 // fill the TLB, interpret the one instruction that a region could not do, or answer with an Exit.
 
-import { type Addr, hex, PAGE_SIZE, pageOf } from "../base/addr.ts";
+import { type Addr, hex, PAGE_SIZE } from "../base/addr.ts";
 import { bug } from "../base/refuse.ts";
 import { GPR, gprOf, type RegisterName } from "../x86/register.ts";
-import { ANSWER, EVENT, RECORD, STATE } from "../x86/state.ts";
+import { ANSWER, EVENT, STATE } from "../x86/state.ts";
 import { disassembleOne, fetch } from "./code.ts";
 import { CodeCaches } from "./codeCaches.ts";
 import type { Exit, Fault } from "./exit.ts";
+import { Fetcher } from "./fetcher.ts";
 import type { HostAddress } from "./host.ts";
 import { Interruption } from "./interruption.ts";
 import type { LineKernels } from "./lineKernels.ts";
@@ -40,6 +41,7 @@ export class Vcpu {
   /** System registers, and memory with the rights of the code that runs. */
   readonly system: RegisterFile;
   private readonly tlb: Tlb;
+  private readonly fetcher: Fetcher;
   private readonly caches: CodeCaches;
   private readonly interruption: Interruption;
   /** Host address of this vCPU's state. */
@@ -55,6 +57,7 @@ export class Vcpu {
     const { host } = machine;
     this.cpu = host.reserveVcpu();
     this.system = new RegisterFile(host, machine.memory, this.cpu, () => this.flush());
+    this.fetcher = new Fetcher(host, machine.memory, machine.interpreter, this.system);
     const scratch = host.reserve(SCRATCH_BYTES, PAGE_SIZE);
     this.tlb = new Tlb(
       host,
@@ -214,7 +217,7 @@ export class Vcpu {
       switch (answer) {
         case ANSWER.lookup:
           if (regions.hasStop(this.rip)) return { kind: "reached", ip: this.rip };
-          if (this.mayFetch(this.rip)) {
+          if (this.fetcher.may(this.rip)) {
             this.caches.lookUp(this.rip);
             continue;
           }
@@ -264,9 +267,10 @@ export class Vcpu {
           this.tlb.closeWindows(true);
           return undefined;
         case ANSWER.system:
+          this.tlb.closeWindows(false); // lifted code may have tried before it left the rest to us
           return this.executeSystem();
         case ANSWER.decode: {
-          const record = this.prepare(this.rip);
+          const record = this.fetcher.prepare(this.rip);
           if (typeof record !== "number") return this.raise(record);
           this.caches.setStep(this.rip, record);
           break;
@@ -356,28 +360,6 @@ export class Vcpu {
     return fetched.kind === "instruction" && fetched.instruction.repeat !== undefined;
   }
 
-  /** The decoded instruction at `ip`, or why the code that runs may not fetch it. */
-  private prepare(ip: Addr): HostAddress | Fault {
-    const { interpreter, host } = this.machine;
-    const denied = this.fetchFault(ip);
-    if (denied !== undefined) return denied;
-    const record = interpreter.prepare(ip);
-    if (typeof record !== "number") {
-      return this.fetchFault(record.address) ?? bug("a fetch that fails where it may be made");
-    }
-    const last = (ip + host.i32[(record + RECORD.length) >> 2]! - 1) as Addr;
-    return (pageOf(last) === pageOf(ip) ? undefined : this.fetchFault(pageOf(last))) ?? record;
-  }
-
-  private fetchFault(at: Addr): Fault | undefined {
-    const errorCode = this.system.fetchDenial(this.machine.memory.find(at));
-    return errorCode === undefined ? undefined : { vector: "#PF", errorCode, address: at, size: 1 };
-  }
-
-  private mayFetch(ip: Addr): boolean {
-    return this.fetchFault(ip) === undefined;
-  }
-
   private exitOf(answer: number): Exit | undefined {
     const before = this.rip;
     const after = this.machine.host.getNumber(this.cpu + STATE.retiredIp) as Addr;
@@ -427,7 +409,7 @@ export class Vcpu {
       !regions.hasStop(this.rip)
     );
     // The instruction that ended it may have taken the right to be there.
-    if (this.mayFetch(from)) this.caches.compile(from, went);
+    if (this.fetcher.may(from)) this.caches.compile(from, went);
     return exit;
   }
 

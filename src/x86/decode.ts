@@ -6,6 +6,7 @@
 import {
   Code,
   Decoder,
+  DecoderError,
   DecoderOptions,
   Formatter,
   FormatterSyntax,
@@ -89,7 +90,7 @@ export function decode(bytes: Uint8Array, ip: Addr): Decoded {
   );
   decoder.ip = BigInt.asUintN(64, BigInt(ip));
   decoder.decodeOut(scratch);
-  const exhausted = decoder.lastError !== 0 && bytes.length < MAX_LENGTH && !decoder.canDecode;
+  const exhausted = decoder.lastError === DecoderError.NoMoreBytes && bytes.length < MAX_LENGTH;
   decoder.free();
   if (scratch.code === Code.INVALID) return exhausted ? { kind: "truncated" } : { kind: "invalid" };
   const next = ip + scratch.length;
@@ -152,6 +153,7 @@ function addressSize(iced: IcedInstruction): 4 | 8 {
   if (SHORT_COUNTERS.includes(iced.code)) return 4;
   for (let n = 0; n < iced.opCount; n++) if (SHORT_STRING_OPERANDS.includes(iced.opKind(n))) return 4;
   const registers = [iced.memoryBase, iced.memoryIndex].filter((register) => register !== Register.None);
+  if (registers.length === 0) return iced.memoryDisplSize === 4 ? 4 : 8;
   return registers.some((register) => RegisterExt.size(register) === 4) ? 4 : 8;
 }
 

@@ -3,7 +3,6 @@
 import { describe, expect, test } from "vitest";
 import { Mnemonic } from "../../src/x86/decode.ts";
 import { system } from "../../src/x86/lift/system.ts";
-import { system } from "../../src/x86/lift/system.ts";
 import { liftedMnemonics } from "../../src/x86/lift/table.ts";
 import { caseFiles, loadCases } from "./cases.ts";
 import { type Engine, regionEngine, steppedEngine } from "./cases-engine.ts";

@@ -213,6 +213,11 @@ export abstract class Emitter extends ValueEmitter {
       .i64(-PAGE_SIZE)
       .op("i64.and")
       .op("i64.ne");
+    if (access === "read2") {
+      // One entry serves all pages: it may be that of the last byte's, and the first byte before it.
+      f.get(entry).load("i32.load", TLB[access] + 12);
+      f.get(linear).op("i32.wrap_i64").i32(-PAGE_SIZE).op("i32.and").op("i32.ne").op("i32.or");
+    }
     this.stopIf({ kind: "miss", address: linear, size, access, slot });
     const host = this.temp("i32");
     f.get(linear)
