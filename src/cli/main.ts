@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 // The `fentrylab` command, as a process: arguments in, exit status out.
 
 import { runCommand } from "./program.ts";
