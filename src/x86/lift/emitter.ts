@@ -1,6 +1,6 @@
 // What an instruction's definition is written in: values, flags, memory, control, without saying
 // whether it becomes a step function (operands as data, see stepEmitter.ts) or a part of a
-// region (operands as constants and locals, see regionEmitter.ts).
+// region (operands as constants and locals, see localsEmitter.ts).
 //
 // Every operation emits its code and answers with a fresh temporary. Values are 64 bits wide, with the
 // bits above an operand's size zero unless said otherwise. An instruction must do everything that can
