@@ -14,6 +14,3 @@ export const DIRECT_MAP = addr(0xffff888000000000n);
 
 /** Start of the area that task stacks are cut from. */
 export const STACKS = addr(0xffffc90000000000n);
-
-/** A task's stack, in bytes; a guard page lies below each. */
-export const STACK_SIZE = 16384;

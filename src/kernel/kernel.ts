@@ -5,7 +5,8 @@
 import { type Addr, addr } from "../base/addr.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
-import { STACK_SIZE, STACKS } from "../image/layout.ts";
+import { STACKS } from "../image/layout.ts";
+import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Heap } from "../machine/heap.ts";
 import type { Machine } from "../machine/machine.ts";

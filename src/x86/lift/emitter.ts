@@ -2,10 +2,9 @@
 // whether it becomes a step function (operands as data, see stepEmitter.ts) or a part of a
 // region (operands as constants and locals, see localsEmitter.ts).
 //
-// Every operation emits its code and answers with a fresh temporary. Values are 64 bits wide, with the
-// bits above an operand's size zero unless said otherwise. An instruction must do everything that can
-// stop it (memory checks, bails) before its first effect on registers, flags or memory: precise
-// faults rest on it, so it is asserted while lifting.
+// An instruction must do everything that can stop it (memory checks, bails) before its first effect on
+// registers, flags or memory: precise faults rest on it, so it is asserted while lifting. Values and
+// arithmetic are values.ts's.
 
 import { PAGE_SIZE } from "../../base/addr.ts";
 import { bug } from "../../base/refuse.ts";
