@@ -16,6 +16,11 @@
 
 .text
 
+# A handler that lets the call go on as it is.
+untraced ftrace_stub
+	ret
+done ftrace_stub
+
 untraced ftrace_regs_caller
 	pushfq					# before any instruction that changes them
 	push 16(%rsp)				# frame record of the traced function: the parent's return address

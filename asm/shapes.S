@@ -1,4 +1,4 @@
-# The shapes of function that patches meet: a leaf, a tail call, a loop that uses what a call returns.
+# The shapes of function that patches meet: a leaf, a tail call, a loop that uses what a call returns, one that sleeps.
 
 .include "macros.inc"
 
@@ -48,6 +48,61 @@ traced through_pointer
 	frame_end
 	ret
 done through_pointer
+
+# long through_thunks(long x): leaf(x) through the thunk of every register; returns by one too
+traced through_thunks
+	frame_begin
+	push %rbx
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	sub $8, %rsp
+.irp reg, rax, rbx, rcx, rdx, rsi, r8, r9, r10, r11, r12, r13, r14, r15
+	lea leaf(%rip), %\reg
+	call __x86_indirect_thunk_\reg
+.endr
+	push %rbp
+	push %rdi
+	lea leaf(%rip), %rbp
+	call __x86_indirect_thunk_rbp
+	lea leaf(%rip), %rdi
+	call __x86_indirect_thunk_rdi
+	pop %rdi
+	pop %rbp
+	lea 1(%rdi), %rax
+	add $8, %rsp
+	pop %r15
+	pop %r14
+	pop %r13
+	pop %r12
+	pop %rbx
+	frame_end
+	jmp __x86_return_thunk
+done through_thunks
+
+# void nap(void): lets others run
+traced nap
+	frame_begin
+	call schedule
+	frame_end
+	ret
+done nap
+
+# long nap_between(long x): leaf(x), with a nap between the call and the use of what it returned
+traced nap_between
+	frame_begin
+	push %rbx
+	sub $8, %rsp
+	call leaf
+	mov %rax, %rbx
+	call nap
+	mov %rbx, %rax
+	add $8, %rsp
+	pop %rbx
+	frame_end
+	ret
+done nap_between
 
 .data
 .p2align 3

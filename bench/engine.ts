@@ -1,19 +1,22 @@
 // How fast the engine is, beside native Unicorn: `fentrylab bench engine`.
 //
 // Each workload (bench/workloads/loops.S) is run and is stepped on every engine. A round takes one sample
-// of each, the engines in turn, and a ratio is made within its round: what else the machine was doing
-// meanwhile then mostly cancels. Results must agree between engines, or there is no report (a bug). Without
-// Unicorn the rest is still reported.
+// of each, the engines in turn, and a ratio is made within its round (bench/spread.ts): what else the machine was
+// doing meanwhile then mostly cancels. Results must agree between engines, or there is no report (a bug). Snapshots are
+// timed in the same way (bench/snapshot.ts). Without Unicorn the rest is still reported.
 
 import { cpus } from "node:os";
 import type { Addr } from "../src/base/addr.ts";
+import { readPackageFile } from "../src/base/file.ts";
 import { bug } from "../src/base/refuse.ts";
-import { readPackageFile } from "../src/guest.ts";
 import { KERNEL_TEXT } from "../src/image/layout.ts";
 import { link } from "../src/image/link.ts";
+import type { Missing } from "../src/reference/reference.ts";
+import { loadUnicorn, type Unicorn } from "../src/reference/unicornLibrary.ts";
 import { assemble } from "../src/x86/assemble.ts";
+import { benchSnapshots, countSnapshotActs, type SnapshotReport } from "./snapshot.ts";
+import { countSamples, type Progress, type Sampling, type Spread, sampleInTurns, spread } from "./spread.ts";
 import { Fentrylab, type Subject, type SubjectName, UnicornSubject } from "./subjects.ts";
-import { loadUnicorn, type Missing, type Unicorn } from "./unicorn.ts";
 
 const SOURCE = "bench/workloads/loops.S";
 
@@ -31,15 +34,7 @@ export interface EngineBenchOptions {
   readonly milliseconds?: number;
   /** Default: the one that is installed. */
   readonly unicorn?: Unicorn | Missing;
-  /** Told after each sample how many of how many are taken, and of what the last one was. */
-  readonly progress?: (done: number, total: number, what: string) => void;
-}
-
-/** Of all rounds. */
-export interface Spread {
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
+  readonly progress?: Progress;
 }
 
 export interface RunSpeed {
@@ -63,6 +58,7 @@ export interface EngineReport {
     Record<WorkloadName, { readonly instructionsPerIteration: number } & PerSubject<RunSpeed>>
   >;
   readonly stepping: Readonly<Record<WorkloadName, PerSubject<StepSpeed>>>;
+  readonly snapshots: SnapshotReport;
   /** Speed of fentrylab over that of Unicorn; absent without the latter. */
   readonly ratios?: {
     readonly workloads: Readonly<Record<WorkloadName, Spread>>;
@@ -80,7 +76,7 @@ interface Row {
 /** Repetitions of a row per millisecond, a round each. */
 type Rates = Readonly<Partial<Record<SubjectName, readonly number[]>>>;
 
-/** Measures for some 20 seconds. */
+/** Measures for some 30 seconds. */
 export async function benchEngine(options: EngineBenchOptions = {}): Promise<EngineReport> {
   const { rounds = 15, milliseconds = 50, progress = () => {} } = options;
   const unicorn = options.unicorn ?? (await loadUnicorn());
@@ -105,10 +101,18 @@ export async function benchEngine(options: EngineBenchOptions = {}): Promise<Eng
   const rows = WORKLOADS.flatMap((name) => [running[name], stepping[name]]);
 
   const subjects: Subject[] = [own];
-  let rates: ReadonlyMap<Row, Rates>;
+  const peer = "missing" in unicorn ? undefined : unicorn;
+  const rates = new Map<Row, Rates>();
+  let snapshots: SnapshotReport;
   try {
-    if (!("missing" in unicorn)) subjects.push(new UnicornSubject(unicorn, image));
-    rates = measure(rows, subjects, { rounds, milliseconds, progress });
+    if (peer !== undefined) subjects.push(new UnicornSubject(peer, image));
+    const sampling = { rounds, milliseconds };
+    const acts = rows.length * subjects.length + countSnapshotActs(peer);
+    const total = countSamples(acts, sampling);
+    let done = 0;
+    const sampled = (what: string) => progress(++done, total, what);
+    for (const row of rows) rates.set(row, measure(row, subjects, sampling, sampled));
+    snapshots = benchSnapshots(peer, sampling, sampled);
   } finally {
     for (const subject of subjects) subject.close();
   }
@@ -131,6 +135,7 @@ export async function benchEngine(options: EngineBenchOptions = {}): Promise<Eng
         stepsPerSecond: spread(samples.map((rate) => rate * STEPS * 1000)),
       })),
     ),
+    snapshots,
     ...(subjects.length > 1 && {
       ratios: {
         workloads: eachWorkload((name) => ratio(rates.get(running[name])!)),
@@ -151,47 +156,23 @@ function countIteration(own: Fentrylab, entry: Addr, name: WorkloadName): number
   return Number.isInteger(each) ? each : bug(`${name} executes ${each} instructions an iteration`);
 }
 
-/** Samples every row on every subject, warmed up: `rounds` times each. */
+/** Samples a row on every subject. */
 function measure(
-  rows: readonly Row[],
+  { what, once }: Row,
   subjects: readonly Subject[],
-  { rounds, milliseconds, progress }: Required<Omit<EngineBenchOptions, "unicorn">>,
-): Map<Row, Rates> {
-  const total = (rounds + 1) * rows.length * subjects.length;
-  let done = 0;
-  const result = new Map<Row, Rates>();
-  for (const row of rows) {
-    const expected = row.once(subjects[0]!);
-    const rates: Partial<Record<SubjectName, number[]>> = {};
-    for (let round = 0; round <= rounds; round++) {
-      const warmUp = round === 0;
-      // Whoever goes first in one round goes last in the next.
-      for (const subject of round % 2 === 0 ? subjects : subjects.toReversed()) {
-        const rate = sample(row, subject, expected, warmUp ? 10 * milliseconds : milliseconds);
-        if (!warmUp) {
-          rates[subject.name] ??= [];
-          rates[subject.name]!.push(rate);
-        }
-        progress(++done, total, `${row.what} on ${subject.name}`);
-      }
-    }
-    result.set(row, rates);
-  }
-  return result;
-}
-
-/** Repetitions per millisecond, over at least `milliseconds`. */
-function sample({ what, once }: Row, subject: Subject, expected: string, milliseconds: number): number {
-  const start = performance.now();
-  let repetitions = 0;
-  let elapsed: number;
-  do {
-    const got = once(subject);
-    if (got !== expected) bug(`${what}: ${subject.name} got ${got}, fentrylab got ${expected}`);
-    repetitions++;
-    elapsed = performance.now() - start;
-  } while (elapsed < milliseconds);
-  return repetitions / elapsed;
+  sampling: Sampling,
+  sampled: (what: string) => void,
+): Rates {
+  const expected = once(subjects[0]!);
+  const acts = subjects.map((subject) => ({
+    what: `${what} on ${subject.name}`,
+    once: () => {
+      const got = once(subject);
+      if (got !== expected) bug(`${what}: ${subject.name} got ${got}, fentrylab got ${expected}`);
+    },
+  }));
+  const rates = sampleInTurns(acts, sampling, sampled);
+  return Object.fromEntries(subjects.map(({ name }, n) => [name, rates[n]]));
 }
 
 function eachWorkload<T>(of: (name: WorkloadName) => T): Record<WorkloadName, T> {
@@ -204,58 +185,4 @@ function perSubject<T>({ fentrylab, unicorn }: Rates, of: (samples: readonly num
 
 function ratio({ fentrylab = [], unicorn = [] }: Rates): Spread {
   return spread(fentrylab.map((rate, round) => rate / unicorn[round]!));
-}
-
-function spread(samples: readonly number[]): Spread {
-  const sorted = samples.toSorted((a, b) => a - b);
-  const middle = sorted.length / 2;
-  return {
-    median: (sorted[Math.ceil(middle) - 1]! + sorted[Math.floor(middle)]!) / 2,
-    min: sorted[0]!,
-    max: sorted.at(-1)!,
-  };
-}
-
-/** The report for a terminal: a table with medians, spreads and ratios. */
-export function renderEngineReport(report: EngineReport): string {
-  const { machine, unicorn, workloads, stepping, ratios } = report;
-  const rows = [["", "unit", "fentrylab", "min..max", "Unicorn", "min..max", "ratio", "min..max"]];
-  const row = (what: string, unit: string, own: Spread, peer?: Spread, over?: Spread) => {
-    const [left, right, times] = [cells(own, 1), cells(peer, 1), cells(over, 2)];
-    rows.push([what, unit, ...left, ...right, ...times]);
-  };
-  for (const name of WORKLOADS) {
-    const { instructionsPerIteration: count, fentrylab, unicorn: peer } = workloads[name];
-    row(`run ${name}`, "MIPS", fentrylab.mips, peer?.mips, ratios?.workloads[name]);
-    row(`  ${count} instructions`, "ns", fentrylab.nsPerIteration, peer?.nsPerIteration);
-  }
-  for (const name of WORKLOADS) {
-    const { fentrylab, unicorn: peer } = stepping[name];
-    const millions = (speed?: StepSpeed) => speed && scaled(speed.stepsPerSecond, 1e-6);
-    row(`step ${name}`, "M/s", millions(fentrylab)!, millions(peer), ratios?.stepping[name]);
-  }
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((cell) => cell[column]!.length)));
-  const aligned = rows.map((cell) =>
-    cell
-      .map((text, n) => (n < 2 ? text.padEnd(widths[n]!) : text.padStart(widths[n]!)))
-      .join("  ")
-      .trimEnd(),
-  );
-  const peer = "missing" in unicorn ? `no Unicorn: ${unicorn.missing}` : `Unicorn ${unicorn.version}`;
-  return [
-    `Node ${machine.node}, ${machine.cpu}, ${peer}`,
-    `Medians of ${machine.rounds} rounds; ratios are fentrylab over Unicorn within a round.`,
-    "",
-    ...aligned,
-    "",
-  ].join("\n");
-}
-
-function cells(of: Spread | undefined, digits: number): [string, string] {
-  if (of === undefined) return ["", ""];
-  return [of.median.toFixed(digits), `${of.min.toFixed(digits)}..${of.max.toFixed(digits)}`];
-}
-
-function scaled({ median, min, max }: Spread, by: number): Spread {
-  return { median: median * by, min: min * by, max: max * by };
 }

@@ -1,113 +1,142 @@
-// What a snapshot and coming back to it cost: `benchSnapshot`.
+// What a snapshot and coming back to it cost: the second half of `fentrylab bench engine`.
 //
-// A guest dirties ten pages, a line on each; four vCPUs. Beside it, where there is one, native Unicorn doing what
-// its users do: copy the ten pages out, dirty them, copy them back, restore a saved context. (It has to be told
-// which pages; and one vCPU is all it has.)
+// The guest's own code, in regions, dirties a line on each of ten pages; there are four vCPUs, of which one runs.
+// Beside it, where there is one, native Unicorn doing what its users do: save a context, copy the ten pages out, dirty
+// them, copy them back, restore the context. (It has to be told which pages; and one vCPU is all it has.)
 
-import { cpus } from "node:os";
 import { addr, offset, PAGE_SIZE } from "../src/base/addr.ts";
 import { parseHexBytes } from "../src/base/bytes.ts";
 import { bug } from "../src/base/refuse.ts";
 import { DIRECT_MAP, KERNEL_TEXT } from "../src/image/layout.ts";
 import { Machine } from "../src/machine/machine.ts";
-import { loadUnicorn, type Missing, PROT, type Unicorn } from "./unicorn.ts";
+import { PROT, type Unicorn } from "../src/reference/unicornLibrary.ts";
+import { type Act, type Sampling, type Spread, sampleInTurns, spread } from "./spread.ts";
 
 const PAGES = 512;
 const DIRTIED = 10;
 const VCPUS = 4;
 /** Dirtied pages lie apart, and do not share an entry of a TLB. */
-const STRIDE = 37 * PAGE_SIZE;
+const STRIDE = 37;
 /** How many snapshots are kept to see what one occupies. */
 const KEPT = 20_000;
+/** Repetitions between two looks at the clock. */
+const BATCH = 100;
 
-/** add %rdx,%rcx; mov %rcx,(%rbx); add $stride,%rbx; sub $1,%rdx; jne back; vmcall. */
+/** add %rdx,%rcx; mov %rcx,(%rbx); add $(37 * 4096),%rbx; sub $1,%rdx; jne back; vmcall. */
 const DIRTY = parseHexBytes("48 01 d1 48 89 0b 48 81 c3 00 50 02 00 48 83 ea 01 75 ed 0f 01 c1");
 /** Of the vmcall, where Unicorn is to stop. */
 const DIRTY_END = 19;
 
-export interface SnapshotBenchOptions {
-  /** Samples of everything; default 15. */
-  readonly rounds?: number;
-  /** How often each is done in a sample. Default 2000. */
-  readonly repetitions?: number;
-  /** Default: the one that is installed. */
-  readonly unicorn?: Unicorn | Missing;
-  readonly progress?: (done: number, total: number, what: string) => void;
+/** What is timed. Where pages are dirtied, that is counted. */
+export const SNAPSHOT_ROWS = {
+  /** Take a snapshot, restore it, dispose of it. */
+  clean: "snapshot+restore, clean",
+  /** No snapshots. */
+  dirty: "dirty ten pages",
+  /** Snapshot, dirty, restore; then with the state's hash before the restore; then ten other pages each time. */
+  dirtied: "snapshot+restore, ten pages",
+  hashed: "snapshot+restore, ten, hash",
+  fresh: "snapshot+restore, ten new",
+  /** Dirty, make a snapshot with what differs, restore an older one; then with the state's hash before. */
+  kept: "kept snapshot, ten pages",
+  keptHashed: "kept snapshot, ten, hash",
+} as const;
+export type SnapshotRow = keyof typeof SNAPSHOT_ROWS;
+/** What Unicorn can do as well. */
+const PEER_ROWS = ["clean", "dirty", "dirtied"] as const;
+type PeerRow = (typeof PEER_ROWS)[number];
+
+export interface SnapshotCost {
+  /** Microseconds. */
+  readonly fentrylab: Spread;
+  /** Microseconds of the same with Unicorn, and how many times as long that takes; where both can do it. */
+  readonly unicorn?: Spread;
+  readonly ratio?: Spread;
 }
-
-/** Microseconds, of all rounds. */
-export interface Cost {
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-}
-
-export const SNAPSHOT_ROWS = ["dirty", "undo", "undoHashed", "archive", "archiveHashed"] as const;
-export type SnapshotRow = (typeof SNAPSHOT_ROWS)[number];
-
-const DESCRIPTIONS: Readonly<Record<SnapshotRow, string>> = {
-  dirty: "dirty ten pages (included below)",
-  undo: "snapshot, dirty, restore",
-  undoHashed: "snapshot, dirty, hash, restore",
-  archive: "dirty, snapshot, restore another",
-  archiveHashed: "dirty, hash, snapshot, restore another",
-};
 
 export interface SnapshotReport {
-  readonly machine: { readonly node: string; readonly cpu: string; readonly rounds: number };
-  readonly unicorn: { readonly version: string } | Missing;
-  readonly fentrylab: Readonly<Record<SnapshotRow, Cost>>;
-  /** Of process memory, for each of many snapshots that are kept. */
+  readonly vcpus: number;
+  readonly costs: Readonly<Record<SnapshotRow, SnapshotCost>>;
+  /** Of process memory, for each of many snapshots that are kept and differ on ten pages. */
   readonly bytesPerSnapshot: number;
-  /** The row `undo` with Unicorn; absent where it is missing. */
-  readonly peer?: { readonly dirty: Cost; readonly undo: Cost };
 }
 
-/** Measures for some seconds. */
-export async function benchSnapshot(options: SnapshotBenchOptions = {}): Promise<SnapshotReport> {
-  const { rounds = 15, repetitions = 2000, progress = () => {} } = options;
-  const unicorn = options.unicorn ?? (await loadUnicorn());
+/** A row on each engine. */
+interface Pair {
+  readonly row: SnapshotRow;
+  readonly own: () => void;
+  readonly peer: (() => void) | undefined;
+}
+
+/** How many things `benchSnapshots` samples. */
+export function countSnapshotActs(unicorn: Unicorn | undefined): number {
+  return Object.keys(SNAPSHOT_ROWS).length + (unicorn === undefined ? 0 : PEER_ROWS.length);
+}
+
+export function benchSnapshots(
+  unicorn: Unicorn | undefined,
+  sampling: Sampling,
+  sampled: (what: string) => void,
+): SnapshotReport {
   const own = ownRows();
-  const peer = "missing" in unicorn ? undefined : peerRows(unicorn);
-  const rows = [...Object.entries(own), ...Object.entries(peer?.rows ?? {})];
-  const samples = rows.map((): number[] => []);
+  const peer = unicorn && peerRows(unicorn);
   try {
-    for (let round = 0; round <= rounds; round++) {
-      rows.forEach(([name, act], n) => {
-        const cost = sample(act, repetitions);
-        if (round > 0) samples[n]!.push(cost); // the first one warms up
-        progress(round * rows.length + n + 1, (rounds + 1) * rows.length, name);
-      });
-    }
+    const rows = Object.keys(SNAPSHOT_ROWS) as SnapshotRow[];
+    const peerActs: Partial<Record<SnapshotRow, () => void>> = peer?.acts ?? {};
+    const pairs = rows.map((row): Pair => ({ row, own: own[row], peer: peerActs[row] }));
+    const costs = pairs.map((pair) => [pair.row, measure(pair, sampling, sampled)] as const);
+    return {
+      vcpus: VCPUS,
+      costs: Object.fromEntries(costs) as Record<SnapshotRow, SnapshotCost>,
+      bytesPerSnapshot: occupied(),
+    };
   } finally {
     peer?.close();
   }
-  const cost = (n: number) => spread(samples[n]!);
-  const ownCosts = SNAPSHOT_ROWS.map((row, n) => [row, cost(n)]);
-  const first = SNAPSHOT_ROWS.length;
-  return {
-    machine: { node: process.version, cpu: cpus()[0]?.model.trim() ?? "unknown", rounds },
-    unicorn: "missing" in unicorn ? { missing: unicorn.missing } : { version: unicorn.version },
-    fentrylab: Object.fromEntries(ownCosts) as Record<SnapshotRow, Cost>,
-    bytesPerSnapshot: occupied(),
-    ...(peer && { peer: { dirty: cost(first), undo: cost(first + 1) } }),
-  };
 }
 
-const page = (n: number) => offset(DIRECT_MAP, n * STRIDE);
+function measure(
+  { row, own, peer }: Pair,
+  sampling: Sampling,
+  sampled: (what: string) => void,
+): SnapshotCost {
+  const what = SNAPSHOT_ROWS[row];
+  const acts = [repeated(`${what} on fentrylab`, own)];
+  if (peer !== undefined) acts.push(repeated(`${what} on unicorn`, peer));
+  const [ours, theirs] = sampleInTurns(acts, sampling, sampled).map((rates) =>
+    rates.map((rate) => 1000 / (BATCH * rate)),
+  ) as [number[], number[]?];
+  if (theirs === undefined) return { fentrylab: spread(ours) };
+  const ratio = spread(theirs.map((cost, round) => cost / ours[round]!));
+  return { fentrylab: spread(ours), unicorn: spread(theirs), ratio };
+}
 
-/** A machine, and what dirties ten of its pages: once by its own code, in regions. */
-function makeGuest(): { machine: Machine; dirty: () => void } {
+function repeated(what: string, act: () => void): Act {
+  const once = () => {
+    for (let n = 0; n < BATCH; n++) act();
+  };
+  return { what, once };
+}
+
+const page = (n: number) => offset(DIRECT_MAP, n * PAGE_SIZE);
+
+interface Guest {
+  readonly machine: Machine;
+  /** Dirties ten pages, STRIDE apart from `first` on. */
+  readonly dirty: (first?: number) => void;
+}
+
+function makeGuest(): Guest {
   const machine = new Machine({ vcpus: VCPUS });
   machine.memory.map(DIRECT_MAP, PAGES * PAGE_SIZE, { write: true, execute: false, user: false });
   machine.memory.map(KERNEL_TEXT, PAGE_SIZE, { write: false, execute: true, user: false });
   machine.memory.write(KERNEL_TEXT, DIRTY);
   const vcpu = machine.vcpus[0]!;
   let times = 0;
-  const dirty = () => {
+  const dirty = (first = 0) => {
     vcpu.rip = KERNEL_TEXT;
     vcpu.setNumber("rcx", ++times * 64); // no two lines become equal
-    vcpu.setNumber("rbx", page(0) + 64 * (times % 64));
+    vcpu.setNumber("rbx", page(first) + 64 * (times % 64));
     vcpu.setNumber("rdx", DIRTIED);
     if (vcpu.run().kind !== "hypercall") bug("the guest that dirties pages stopped early");
   };
@@ -115,19 +144,17 @@ function makeGuest(): { machine: Machine; dirty: () => void } {
 }
 
 function ownRows(): Record<SnapshotRow, () => void> {
-  const undo = makeGuest();
-  const hashed = makeGuest();
-  hashed.machine.hash();
-  const undoRow =
-    ({ machine, dirty }: ReturnType<typeof makeGuest>, hash: boolean) =>
-    () => {
-      const snapshot = machine.snapshot();
-      dirty();
-      if (hash) machine.hash();
-      machine.restore(snapshot);
+  const undoing = (change: (guest: Guest) => void, prepare: (guest: Guest) => void = () => {}) => {
+    const guest = makeGuest();
+    prepare(guest);
+    return () => {
+      const snapshot = guest.machine.snapshot();
+      change(guest);
+      guest.machine.restore(snapshot);
       snapshot.dispose();
     };
-  const archiveRow = (hash: boolean) => {
+  };
+  const keeping = (hash: boolean) => {
     const { machine, dirty } = makeGuest();
     if (hash) machine.hash();
     const base = machine.snapshot();
@@ -139,16 +166,30 @@ function ownRows(): Record<SnapshotRow, () => void> {
       snapshot.dispose();
     };
   };
+  const { dirty } = makeGuest();
+  let first = 0;
   return {
-    dirty: makeGuest().dirty,
-    undo: undoRow(undo, false),
-    undoHashed: undoRow(hashed, true),
-    archive: archiveRow(false),
-    archiveHashed: archiveRow(true),
+    clean: undoing(() => {}),
+    dirty: () => dirty(),
+    dirtied: undoing((guest) => guest.dirty()),
+    hashed: undoing(
+      (guest) => {
+        guest.dirty();
+        guest.machine.hash();
+      },
+      (guest) => void guest.machine.hash(),
+    ),
+    // No page before all the others.
+    fresh: undoing((guest) => guest.dirty(first++ % STRIDE)),
+    kept: keeping(false),
+    keptHashed: keeping(true),
   };
 }
 
-function peerRows(unicorn: Unicorn): { rows: Record<string, () => void>; close: () => void } {
+function peerRows(unicorn: Unicorn): {
+  acts: Record<PeerRow, () => void>;
+  close: () => void;
+} {
   const engine = unicorn.open();
   engine.mapMemory(DIRECT_MAP, PAGES * PAGE_SIZE, PROT.READ | PROT.WRITE);
   engine.mapMemory(KERNEL_TEXT, PAGE_SIZE, PROT.READ | PROT.EXEC);
@@ -165,13 +206,13 @@ function peerRows(unicorn: Unicorn): { rows: Record<string, () => void>; close: 
   // Saved once, which flatters Unicorn: the binding would allocate a context each time.
   const context = engine.saveContext();
   const copies: Uint8Array[] = [];
-  const undo = () => {
-    for (let n = 0; n < DIRTIED; n++) copies[n] = engine.readMemory(page(n), PAGE_SIZE);
-    dirty();
-    for (let n = 0; n < DIRTIED; n++) engine.writeMemory(page(n), copies[n]!);
+  const undoing = (change: () => void) => () => {
+    for (let n = 0; n < DIRTIED; n++) copies[n] = engine.readMemory(page(n * STRIDE), PAGE_SIZE);
+    change();
+    for (let n = 0; n < DIRTIED; n++) engine.writeMemory(page(n * STRIDE), copies[n]!);
     engine.restoreContext(context);
   };
-  return { rows: { "dirty (Unicorn)": dirty, "undo (Unicorn)": undo }, close: () => engine.close() };
+  return { acts: { clean: undoing(() => {}), dirty, dirtied: undoing(dirty) }, close: () => engine.close() };
 }
 
 /** Bytes of process memory outside the machine's own, for each of KEPT snapshots; every fifth begins a branch. */
@@ -184,43 +225,4 @@ function occupied(): number {
     return machine.snapshot();
   });
   return machine.snapshotStats.bytes / kept.length;
-}
-
-/** Microseconds each. */
-function sample(act: () => void, repetitions: number): number {
-  const start = performance.now();
-  for (let n = 0; n < repetitions; n++) act();
-  return ((performance.now() - start) * 1000) / repetitions;
-}
-
-function spread(samples: readonly number[]): Cost {
-  const sorted = samples.toSorted((a, b) => a - b);
-  const middle = sorted.length / 2;
-  return {
-    median: (sorted[Math.ceil(middle) - 1]! + sorted[Math.floor(middle)]!) / 2,
-    min: sorted[0]!,
-    max: sorted.at(-1)!,
-  };
-}
-
-/** The report for a terminal. */
-export function renderSnapshotReport(report: SnapshotReport): string {
-  const { machine, unicorn, fentrylab, bytesPerSnapshot, peer } = report;
-  const line = (what: string, { median, min, max }: Cost) =>
-    `${what.padEnd(44)}${median.toFixed(2).padStart(8)}  ${min.toFixed(2)}..${max.toFixed(2)}`;
-  return [
-    `Node ${machine.node}, ${machine.cpu}, ${"missing" in unicorn ? `no Unicorn: ${unicorn.missing}` : `Unicorn ${unicorn.version}`}`,
-    `Microseconds, medians of ${machine.rounds} rounds and the range; ${VCPUS} vCPUs.`,
-    "",
-    ...SNAPSHOT_ROWS.map((row) => line(DESCRIPTIONS[row], fentrylab[row])),
-    ...(peer === undefined
-      ? []
-      : [
-          line("Unicorn: dirty ten pages", peer.dirty),
-          line("Unicorn: copy out, dirty, copy back, context", peer.undo),
-        ]),
-    "",
-    `${Math.round(bytesPerSnapshot)} bytes for each of ${KEPT} snapshots that are kept.`,
-    "",
-  ].join("\n");
 }

@@ -11,7 +11,7 @@ import { load } from "../src/image/load.ts";
 import { describeExit } from "../src/machine/exit.ts";
 import { Machine } from "../src/machine/machine.ts";
 import type { Vcpu } from "../src/machine/vcpu.ts";
-import { PROT, type Unicorn, type UnicornCode, type UnicornEngine } from "./unicorn.ts";
+import { PROT, type Unicorn, type UnicornCode, type UnicornEngine } from "../src/reference/unicornLibrary.ts";
 
 export const SUBJECTS = ["fentrylab", "unicorn"] as const;
 export type SubjectName = (typeof SUBJECTS)[number];

@@ -1,8 +1,34 @@
 // The library's face.
 
+export { runAudit } from "./audit.ts";
 export { type Addr, addr, hex } from "./base/addr.ts";
 export { Refusal } from "./base/refuse.ts";
 export { type CallOptions, type CallResult, Lab, type LabOptions } from "./lab.ts";
+export type { CallFrame, InterruptFrame, TrueFrame } from "./machine/callChain.ts";
 export type { Exit, Fault } from "./machine/exit.ts";
-export { Machine, type MachineOptions } from "./machine/machine.ts";
+export { Machine, type MachineOptions, type Trace } from "./machine/machine.ts";
+export {
+  type CodeVisibility,
+  type ContestedByte,
+  type FetchChooser,
+  type MixedFetch,
+  newest,
+  oldest,
+} from "./machine/staleCode.ts";
+export { type TraceEvent, type TraceKinds, TraceRecord, type TraceSink } from "./machine/trace.ts";
 export type { RunOptions, Vcpu } from "./machine/vcpu.ts";
+export { type HostReference, openHost } from "./reference/host.ts";
+export {
+  type Difference,
+  type LockstepOptions,
+  type LockstepResult,
+  lockstep,
+} from "./reference/lockstep.ts";
+export type { Missing, Reference } from "./reference/reference.ts";
+export { openUnicorn, type UnicornReference } from "./reference/unicorn.ts";
+export type { AuditReport } from "./report/audit.ts";
+export { framePointerUnwinder } from "./unwind/framePointer.ts";
+export { guessUnwinder } from "./unwind/guess.ts";
+export { OrcWalk, orcUnwinder } from "./unwind/orcWalker.ts";
+export type { Frame, Start, UnwindContext, Unwinder, Walk } from "./unwind/walk.ts";
+export { Workloads } from "./workloads.ts";

@@ -1,9 +1,10 @@
 // The laboratory: a machine with the guest kernel loaded, its call sites recorded, and tasks to run it.
 
 import { type Addr, addr, PAGE_SIZE } from "./base/addr.ts";
+import { readInput, readPackageFile } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
-import { Ftrace } from "./ftrace/ftrace.ts";
-import { includeGuestSource, KERNEL_SOURCES, readInput, readPackageFile } from "./guest.ts";
+import { Ftrace, type FtraceRecord } from "./ftrace/ftrace.ts";
+import { includeGuestSource, KERNEL_SOURCES } from "./guest.ts";
 import { CodeMap } from "./image/codeMap.ts";
 import { parseElf } from "./image/elf.ts";
 import type { Image } from "./image/image.ts";
@@ -12,13 +13,16 @@ import { link } from "./image/link.ts";
 import { load } from "./image/load.ts";
 import type { ImageSymbol } from "./image/symbolTable.ts";
 import { Kernel, type Task } from "./kernel/kernel.ts";
+import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
 import { Redirect } from "./livepatch/redirect.ts";
 import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
 import { adviseExit } from "./report/advice.ts";
-import { type UnwindContext, type Walk, walkFramePointers } from "./unwind/framePointer.ts";
+import { framePointerUnwinder } from "./unwind/framePointer.ts";
+import { OrcTables } from "./unwind/orc/tables.ts";
+import type { Unwinder, Walk } from "./unwind/walk.ts";
 import { loadAssembler } from "./x86/assemble.ts";
 import type { ObjectFile } from "./x86/object.ts";
 
@@ -29,6 +33,8 @@ export interface LabOptions {
   readonly recordCalls?: boolean;
   /** Objects linked into the kernel besides `asm/`, as paths of .o and .S files. */
   readonly objects?: readonly string[];
+  /** Changes a source of the kernel before it is assembled, to see what comes of it; `name` is its file in `asm/`. */
+  readonly edit?: (name: string, text: string) => string;
 }
 
 export interface CallOptions {
@@ -47,6 +53,8 @@ export interface CallResult {
   readonly instructions: number;
 }
 
+/** Where functions return to whose return address was replaced (asm/return.S). */
+const RETURN_TRAMPOLINES = ["return_to_handler", "rethook_trampoline"];
 const DEFAULT_BUDGET = 10_000_000;
 const OVERFLOW = "its stack overflowed: look for endless recursion";
 /** What `lab_call` executes besides the function: xor, call, vmcall. */
@@ -58,15 +66,24 @@ export class Lab {
   readonly machine: Machine;
   readonly image: Image;
   readonly code = new CodeMap();
+  readonly orc = new OrcTables(this.code);
   readonly kernel: Kernel;
   readonly ftrace: Ftrace;
   private readonly heap: Heap;
+  /** What walkers may ask of this system. */
+  readonly unwinding: UnwindingParts;
   private nextModule: Addr = MODULE_TEXT;
 
   /** Assembles, links and boots the guest kernel. */
   static async open(options: LabOptions = {}): Promise<Lab> {
     const sources = await Promise.all(
-      KERNEL_SOURCES.map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`))),
+      KERNEL_SOURCES.map((name) => {
+        const path = `asm/${name}`;
+        const bytes = readPackageFile(path);
+        if (options.edit === undefined) return readObject(path, bytes);
+        const text = options.edit(name, new TextDecoder().decode(bytes));
+        return readObject(path, new TextEncoder().encode(text));
+      }),
     );
     const extra = await Promise.all((options.objects ?? []).map((path) => readObject(path, readInput(path))));
     return new Lab(link([...sources, ...extra], { text: KERNEL_TEXT }), options);
@@ -79,10 +96,14 @@ export class Lab {
     load(memory, image);
     this.code.addImage(image);
     this.heap = new Heap(memory, DIRECT_MAP, { write: true, execute: false, user: false });
-    const text = new Heap(memory, TRAMPOLINES, { write: false, execute: true, user: false });
+    const cursor = this.heap.allocate(8);
+    const text = new Heap(memory, TRAMPOLINES, { write: false, execute: true, user: false }, cursor);
     this.ftrace = new Ftrace({ image, memory, code: this.code, heap: this.heap, text });
     this.kernel = new Kernel(this.machine, this.heap, image);
     for (let n = 0; n < vcpus; n++) this.kernel.createTask();
+    const { returnTrampolines } = this.machine.calls;
+    for (const name of RETURN_TRAMPOLINES) returnTrampolines.add(image.symbol(name).address);
+    this.unwinding = { memory, code: this.code, orc: this.orc, returnTrampolines };
   }
 
   /** Links objects against one another and what is loaded, and loads them into module space as module `name`. */
@@ -107,10 +128,19 @@ export class Lab {
 
   /** Prepares `name` to be redirected to the function at `replacement`. */
   redirect(name: string, replacement: Addr): Redirect {
+    return this.redirectSite(this.ftrace.siteOf(this.symbol(name).address, name), replacement);
+  }
+
+  /** The same for a site, where a name says too little. */
+  redirectSite(site: FtraceRecord, replacement: Addr): Redirect {
     const { ftrace, heap } = this;
-    const site = ftrace.siteOf(this.symbol(name).address, name);
     const handler = this.image.symbol("klp_redirect_handler").address;
     return new Redirect({ ftrace, memory: this.machine.memory, heap, handler }, site, replacement);
+  }
+
+  /** `size` zeroed bytes of kernel memory, never given back. */
+  allocate(size: number): Addr {
+    return this.heap.allocate(size);
   }
 
   /** Puts `task` at the start of a call to the function at `target`; run the vCPU and then `finish`. */
@@ -122,8 +152,10 @@ export class Lab {
 
   /** Runs a call that was begun to its end. Refuses one that faults, or does not end within its budget. */
   finish(vcpu: Vcpu, budget = DEFAULT_BUDGET): bigint {
-    const exit = vcpu.run({ budget });
-    if (!this.kernel.returned(exit)) {
+    const end = vcpu.run({ budget });
+    if (!this.kernel.returned(end)) {
+      const taken = this.kernel.exception(vcpu, end);
+      const exit: Exit = taken === undefined ? end : { kind: "fault", ip: taken.ip, fault: taken.fault };
       const advice = this.overflowed(vcpu, exit) ? OVERFLOW : adviseExit(exit);
       refuse("call-failed", { what: this.describe(exit), advice });
     }
@@ -143,14 +175,21 @@ export class Lab {
     return { result, instructions: vcpu.instructions - before - CALLER_INSTRUCTIONS };
   }
 
-  /** The frame-pointer walk from a vCPU's registers, over the stack of the task that runs on it. */
-  walk(vcpu: Vcpu): Walk {
-    return walkFramePointers(this.unwindContext(vcpu), vcpu.get("rbp"));
+  /** A walk from a vCPU's registers, over the stacks of the task that runs on it. */
+  walk(vcpu: Vcpu, unwinder: Unwinder = framePointerUnwinder): Walk {
+    return unwinder.walk(this.kernel.unwindContextOf(vcpu, this.unwinding), liveStart(vcpu));
   }
 
   /** The return addresses that are really live on the vCPU's stack, innermost first. Needs `recordCalls`. */
   trueReturns(vcpu: Vcpu): Addr[] {
-    return this.machine.trueStack(vcpu.rsp).map(({ returnAddress }) => returnAddress);
+    return this.machine
+      .trueStack(vcpu.rsp)
+      .flatMap((frame) => (frame.kind === "call" ? [frame.returnAddress] : []));
+  }
+
+  /** Gives back what its machine takes, as `Machine.dispose` does; to be called where many labs are opened. */
+  dispose(): void {
+    this.machine.dispose();
   }
 
   /** An exit in one line, with symbols. */
@@ -158,20 +197,16 @@ export class Lab {
     return describeExit(exit, (ip) => this.code.describe(ip));
   }
 
-  /** True if `exit` is an access to the guard page below the stack of the vCPU's task. */
+  /**
+   * True if `exit` came of an access to the guard page below the stack of the vCPU's task: a double fault, as the
+   * page fault's frame did not fit there either.
+   */
   private overflowed(vcpu: Vcpu, exit: Exit): boolean {
     const low = this.kernel.current(vcpu)?.stack.low;
-    if (low === undefined || exit.kind !== "fault" || exit.fault.vector !== "#PF") return false;
-    return exit.fault.address >= low - PAGE_SIZE && exit.fault.address < low;
-  }
-
-  private unwindContext(vcpu: Vcpu): UnwindContext {
-    const { memory } = this.machine;
-    const stack = this.kernel.current(vcpu)?.stack;
-    return {
-      readStack: (at) => (stack && at >= stack.low && at <= stack.high - 8 ? memory.readWord(at) : undefined),
-      isText: (at) => this.code.isText(at),
-    };
+    if (low === undefined || exit.kind !== "fault") return false;
+    if (exit.fault.vector !== "#PF" && exit.fault.vector !== "#DF") return false;
+    const address = BigInt.asIntN(64, vcpu.system.getWord("cr2"));
+    return address >= low - PAGE_SIZE && address < low;
   }
 }
 

@@ -2,9 +2,9 @@
 
 import { type Addr, addr, hex, offset } from "./base/addr.ts";
 import { hexBytes } from "./base/bytes.ts";
+import { packagePath } from "./base/file.ts";
 import { bug } from "./base/refuse.ts";
 import { SITE_SIZE } from "./ftrace/site.ts";
-import { packagePath } from "./guest.ts";
 import type { Task } from "./kernel/kernel.ts";
 import { FILE } from "./kernel/layout.ts";
 import { Lab } from "./lab.ts";
@@ -175,7 +175,7 @@ class Guide {
     if (exit.kind !== "reached")
       bug(`the tour did not get to ${lab.code.describe(at)}: ${lab.describe(exit)}`);
     const describe = (address: Addr) => lab.code.describe(address);
-    const walked = lab.walk(vcpu).frames.map(({ returnAddress }) => returnAddress);
+    const walked = lab.walk(vcpu).frames.map(({ address }) => address);
     const truth = lab.trueReturns(vcpu);
     lab.finish(vcpu);
     return {

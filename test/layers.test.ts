@@ -14,12 +14,12 @@ const RANKS = [
   ["x86"],
   ["machine"],
   ["image"],
+  ["reference"],
   ["unwind", "ftrace"],
   ["kernel"],
   ["livepatch"],
   ["explore"],
   ["report"],
-  ["unicorn"],
   ["lab"],
   ["bench"], // which the command line runs
   ["cli"],

@@ -13,10 +13,25 @@ export const REFUSALS = {
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
   "map-range": "{size} bytes from {address} on leave the canonical addresses; map less, or lower",
   "module-loaded": "a module '{name}' is loaded already; give this one another name",
+  "unknown-mode": "there is no mode '{mode}'; there are: {known}",
+  "unknown-unwinder":
+    "there is no unwinder '{name}'; there are: {known}, or give a .js file whose default export is one",
+  "unwinder-import": "{path} is no unwinder: {why}; its default export must be a walk function",
+  "call-without-image": "--call names a function of an image; give that with --image FILE",
+  "audit-astray": "{what} went where none should: {where}; call it by itself first (`fentrylab call`)",
+  "trace-limit": "a trace cannot keep {limit} events; give a whole number from 1 up",
+  "trace-on": "the machine is being traced already; stop that trace first",
   vector: "{vector} is no interrupt vector; vectors are 0 to 255",
+  "machine-disposed": "the machine was disposed of; keep it for as long as anything of it is used",
+  "machine-too-large": "the machine needs more than {limit} GiB; map less memory",
+  "no-host-memory":
+    "there is no memory for another machine, or for a larger one; dispose of machines that are no longer used",
   "vcpu-count": "{count} vCPUs; a machine has 1 to {limit}",
+  "fetch-choice": "choice {choice} of {count} versions of a byte; a chooser answers with an index from 0 up",
   "snapshot-foreign": "the snapshot is of another machine; restore it on the one that made it",
   "snapshot-disposed": "the snapshot was disposed of; keep it for as long as it is to be restored",
+  "stack-range":
+    "{low} to {high} is no new stack; give whole pages, none of them of a stack that was added before",
   unmapped: "guest memory at {address} is not mapped; map it first or check the address",
   "site-bytes": "text at {site} is {found}, expected {want}; was it rewritten already?",
   "call-range": "the site at {site} cannot reach {target} with a near call; place them within 2 GiB",
@@ -48,12 +63,20 @@ export const REFUSALS = {
     "{place}: '{symbol}' at {target} does not fit {type} at {at}; place both within 2 GiB or compile with -mcmodel=kernel",
   "call-site":
     "{image}: entry {index} of __mcount_loc is {value}, which is no address; build its objects again",
+  "orc-malformed": "{name}: {what}; write its ORC anew with `objtool --orc`, or leave it out",
+  "unwind-hint": "{name}: the unwind hint at {at} {what}; mend it in the source",
   "code-overlap":
     "code of {name} from {start} to {end} would overlap {other} at {at}; place or remove one of them first",
   "no-functions":
     "{file} has no functions; check that it is the right file, and that its code has labels in .text",
   "not-code": "'{symbol}' of {image} at {at} is data; name a function",
   "unknown-symbol": "{image} has no symbol '{symbol}'; {hint}",
+  "unknown-reference": "there is no reference '{name}'; there are: {known}",
+  "reference-missing": "{name} cannot be asked here: {why}; choose another reference (--against)",
+  "reference-lost": "the reference went no further: {why}; try again, or choose another (--against)",
+  "host-half":
+    "{address} is in the kernel's half, where no program of this host can have memory; link and load it below",
+  "host-memory": "this host cannot have guest memory{where}: {why}; load it elsewhere",
   "ambiguous-symbol":
     "{count} objects have a local symbol '{symbol}': {objects}; say which one by its address",
 } as const;

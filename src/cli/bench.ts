@@ -1,4 +1,4 @@
-// fentrylab bench [engine|snapshot]
+// fentrylab bench [engine|unwind|resources]
 
 import { refuse } from "../base/refuse.ts";
 import { type CommonOptions, printJson } from "./option.ts";
@@ -16,14 +16,20 @@ interface Report {
 
 const BENCHES: Readonly<Record<string, (options: BenchOptions) => Promise<Report>>> = {
   engine: async (options) => {
-    const { benchEngine, renderEngineReport } = await import("../../bench/engine.ts");
+    const { benchEngine } = await import("../../bench/engine.ts");
+    const { renderEngineReport } = await import("../../bench/engineTable.ts");
     const report = await benchEngine(options);
     return { document: report, text: renderEngineReport(report) };
   },
-  snapshot: async (options) => {
-    const { benchSnapshot, renderSnapshotReport } = await import("../../bench/snapshot.ts");
-    const report = await benchSnapshot(options);
-    return { document: report, text: renderSnapshotReport(report) };
+  unwind: async (options) => {
+    const { benchUnwind, renderUnwindReport } = await import("../../bench/unwind.ts");
+    const report = await benchUnwind(options);
+    return { document: report, text: renderUnwindReport(report) };
+  },
+  resources: async (options) => {
+    const { benchResources, renderResourceReport } = await import("../../bench/resources.ts");
+    const report = await benchResources(options);
+    return { document: report, text: renderResourceReport(report) };
   },
 };
 

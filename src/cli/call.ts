@@ -1,8 +1,9 @@
 // fentrylab call IMAGE FUNCTION [ARGUMENT...]
 
+import { word } from "../base/word.ts";
 import { Lab } from "../lab.ts";
 import { type ImageOptions, loadImage } from "./image.ts";
-import { type CommonOptions, printJson, word } from "./option.ts";
+import { type CommonOptions, printJson } from "./option.ts";
 
 export async function printCall(
   path: string,

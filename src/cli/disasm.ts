@@ -7,7 +7,7 @@ import type { Image } from "../image/image.ts";
 import type { ImageSymbol } from "../image/symbolTable.ts";
 import { Lab } from "../lab.ts";
 import { formatLines, type Line, loadDisassembler } from "../x86/disassemble.ts";
-import { type ImageOptions, loadImage } from "./image.ts";
+import { functionOf, type ImageOptions, isCode, loadImage } from "./image.ts";
 import { type CommonOptions, printJson } from "./option.ts";
 
 export async function printDisassembly(
@@ -43,17 +43,6 @@ export async function printDisassembly(
 function functionsOf(image: Image, path: string): ImageSymbol[] {
   const found = image.symbols.filter((symbol) => symbol.size > 0 && isCode(image, symbol));
   return found.length > 0 ? found : refuse("no-functions", { file: path });
-}
-
-function functionOf(image: Image, name: string): ImageSymbol {
-  const symbol = image.symbol(name);
-  if (!isCode(image, symbol))
-    refuse("not-code", { symbol: name, image: image.name, at: hex(symbol.address) });
-  return symbol;
-}
-
-function isCode(image: Image, { address }: ImageSymbol): boolean {
-  return image.segmentAt(address)?.execute === true;
 }
 
 function plain({ at, bytes, text }: Line): { address: string; bytes: string; text: string } {

@@ -2,7 +2,7 @@
 
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { PACKAGE_ROOT } from "../guest.ts";
+import { PACKAGE_ROOT } from "../base/file.ts";
 import { renderInstructions } from "../report/instructionTable.ts";
 import { instructionSet } from "../x86/instructionSet.ts";
 

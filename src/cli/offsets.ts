@@ -2,6 +2,7 @@
 
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { guestOffsets, PACKAGE_ROOT } from "../guest.ts";
+import { PACKAGE_ROOT } from "../base/file.ts";
+import { guestOffsets } from "../guest.ts";
 
 writeFileSync(join(PACKAGE_ROOT, "asm", "offsets.inc"), guestOffsets());

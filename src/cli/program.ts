@@ -5,15 +5,21 @@
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { packagePath } from "../base/file.ts";
 import { Refusal, refuse } from "../base/refuse.ts";
-import { packagePath } from "../guest.ts";
 import { integer } from "./option.ts";
 
 /** Runs the command line `args`, without the program's name, and returns the exit status. */
 export async function runCommand(args: readonly string[]): Promise<number> {
+  let status = 0;
   try {
-    await parse(createProgram(), args);
-    return 0;
+    await parse(
+      createProgram((held) => {
+        status = held ? 0 : 1;
+      }),
+      args,
+    );
+    return status;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     process.stderr.write(`fentrylab: ${error.message}\n`);
@@ -35,8 +41,9 @@ async function parse(program: Command, args: readonly string[]): Promise<void> {
   }
 }
 
-// Commands are imported when they run: help and mistakes need none of the engine.
-function createProgram(): Command {
+// Commands are imported when they run: help and mistakes need none of the engine. Those that check something say
+// to `checked` whether it held.
+function createProgram(checked: (held: boolean) => void): Command {
   const program = new Command("fentrylab")
     .description("A laboratory for live-patched x86-64 code. Begin with `fentrylab demo`.")
     .version(packageVersion())
@@ -55,8 +62,8 @@ function createProgram(): Command {
     "Call one function of an image; print what it returns and the instructions it took.",
   )
     .argument("<image>", IMAGE)
-    .argument("<function>", "a symbol of the image, or else of the laboratory's kernel")
-    .argument("[arguments...]", "up to six integers, decimal or 0x hexadecimal; write -- before a -0x one")
+    .argument("<function>", FUNCTION)
+    .argument("[arguments...]", ARGUMENTS)
     .option("--with <file>", WITH, collect)
     .option("--budget <n>", "give up after so many instructions", integer("--budget", 1), 10_000_000)
     .action(async (image, name, words, options) =>
@@ -71,8 +78,55 @@ function createProgram(): Command {
       (await import("./disasm.ts")).printDisassembly(image, name, options),
     );
 
+  addCommand(
+    program,
+    "orc",
+    "List the ORC entries of an image: how a stack is unwound at each of its instructions.",
+  )
+    .argument("<image>", IMAGE)
+    .argument("[function]", "only this one")
+    .option("--with <file>", WITH, collect)
+    .option("--generate", "from the code, even if the image brings ORC sections along")
+    .action(async (image, name, options) =>
+      checked(await (await import("./orc.ts")).printOrc(image, name, options)),
+    );
+
+  addCommand(
+    program,
+    "audit",
+    "Hold an unwinder against the true stack at every instruction boundary of what is executed.",
+  )
+    .option("--unwinder <which>", "`orc`, `frame`, `guess`, or a .js file whose default export is one", "orc")
+    .option("--mode <mode>", "walk `at-rest`, `preempted`, or `both`", "both")
+    .option(
+      "--image <file>",
+      "audit this object or source instead of what is built in; may be repeated",
+      collect,
+    )
+    .option(
+      "--call <call>",
+      'a function of the image with its arguments, as in "tail 20"; may be repeated',
+      collect,
+    )
+    .action(async (options) => checked(await (await import("./audit.ts")).printAudit(options)));
+
+  addCommand(
+    program,
+    "lockstep",
+    "Call one function here and elsewhere, instruction by instruction; print the first difference.",
+  )
+    .argument("<image>", IMAGE)
+    .argument("<function>", FUNCTION)
+    .argument("[arguments...]", ARGUMENTS)
+    .requiredOption("--against <reference>", "native `unicorn`, or the `host`'s own processor")
+    .option("--with <file>", WITH, collect)
+    .option("--limit <n>", "stop after so many instructions", integer("--limit", 1), 10_000_000)
+    .action(async (image, name, words, options) =>
+      checked(await (await import("./lockstep.ts")).printLockstep(image, name, words, options)),
+    );
+
   addCommand(program, "bench", "Measure this engine against native Unicorn, where that is installed.")
-    .argument("[what]", "`engine`, or `snapshot` for saving and restoring states", "engine")
+    .argument("[what]", "`engine`, or `resources` for memory that machines hold and give back", "engine")
     .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))
     .action(async (what, options) => (await import("./bench.ts")).printBench(what, options));
 
@@ -80,6 +134,8 @@ function createProgram(): Command {
 }
 
 const IMAGE = "an x86-64 object (.o), or an assembly source (.S)";
+const FUNCTION = "a symbol of the image, or else of the laboratory's kernel";
+const ARGUMENTS = "up to six integers, decimal or 0x hexadecimal; write -- before a -0x one";
 const WITH = "load this image first, for the symbols that it defines; may be repeated, in order";
 
 /** A subcommand with the options that all have. */

@@ -52,6 +52,11 @@ export class Ftrace {
     return [...this.byIp.values()].sort((a, b) => a.ip - b.ip);
   }
 
+  /** The site at `ip`, if one is there. */
+  at(ip: Addr): FtraceRecord | undefined {
+    return this.byIp.get(ip);
+  }
+
   /** Takes over the recorded sites of a loaded image: each `call __fentry__` becomes a NOP. */
   addImage(image: Image): void {
     const { memory, image: kernel } = this.parts;

@@ -28,14 +28,30 @@ export interface RangeAt {
   readonly offset: number;
 }
 
+/** One stretch of code, and what it is of. */
+interface Stretch {
+  readonly start: Addr;
+  /** The address behind it. */
+  readonly end: number;
+  readonly of: Image | CodeRange;
+}
+
 export class CodeMap {
   readonly #images: Image[] = [];
   /** By address. */
   readonly #ranges: CodeRange[] = [];
+  /** All that is known, by address; walkers ask for every frame. */
+  #stretches: readonly Stretch[] = [];
+  #version = 0;
 
   /** In the order in which they were added: the kernel first, then modules. */
   get images(): readonly Image[] {
     return this.#images;
+  }
+
+  /** Another number whenever something was added or removed. */
+  get version(): number {
+    return this.#version;
   }
 
   /** By address. */
@@ -49,12 +65,14 @@ export class CodeMap {
       if (execute) this.#refuseOverlap(image.name, address, size);
     }
     this.#images.push(image);
+    this.#arrange();
   }
 
   removeImage(image: Image): void {
     const index = this.#images.indexOf(image);
     if (index < 0) bug(`image ${image.name} is not in the code map`);
     this.#images.splice(index, 1);
+    this.#arrange();
   }
 
   /** Makes code known that was made at run time. Refuses a range that overlaps what is known. */
@@ -63,24 +81,26 @@ export class CodeMap {
     this.#refuseOverlap(range.name, range.address, range.size);
     const next = this.#ranges.findIndex(({ address }) => address > range.address);
     this.#ranges.splice(next < 0 ? this.#ranges.length : next, 0, range);
+    this.#arrange();
   }
 
   removeRange(range: CodeRange): void {
     const index = this.#ranges.indexOf(range);
     if (index < 0) bug(`code range ${range.name} is not in the code map`);
     this.#ranges.splice(index, 1);
+    this.#arrange();
   }
 
   /** The image whose text holds `address`. */
   imageAt(address: Addr): Image | undefined {
-    return this.#images.find((image) => image.segmentAt(address)?.execute);
+    const of = this.#stretchAt(address)?.of;
+    return of !== undefined && "segments" in of ? of : undefined;
   }
 
   /** The range made at run time that holds `address`. */
   rangeAt(address: Addr): RangeAt | undefined {
-    const range = this.#ranges.findLast((candidate) => candidate.address <= address);
-    if (range === undefined || address >= range.address + range.size) return undefined;
-    return { range, offset: address - range.address };
+    const of = this.#stretchAt(address)?.of;
+    return of !== undefined && "kind" in of ? { range: of, offset: address - of.address } : undefined;
   }
 
   /** The symbol of a loaded image that holds `address`, in text or data. */
@@ -103,7 +123,7 @@ export class CodeMap {
 
   /** True if code is at `address`: an image's text, or code made at run time. */
   isText(address: Addr): boolean {
-    return this.imageAt(address) !== undefined || this.rangeAt(address) !== undefined;
+    return this.#stretchAt(address) !== undefined;
   }
 
   /**
@@ -120,6 +140,34 @@ export class CodeMap {
       return image.name === VMLINUX ? text : `${text} [${image.name}]`;
     }
     return hex(address);
+  }
+
+  #stretchAt(address: Addr): Stretch | undefined {
+    const stretches = this.#stretches;
+    let low = 0;
+    let high = stretches.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (stretches[middle]!.start <= address) low = middle + 1;
+      else high = middle;
+    }
+    const found = stretches[low - 1];
+    return found !== undefined && address < found.end ? found : undefined;
+  }
+
+  #arrange(): void {
+    this.#version++;
+    const stretch = (of: Image | CodeRange, { address, size }: { address: Addr; size: number }): Stretch => ({
+      start: address,
+      end: address + size,
+      of,
+    });
+    this.#stretches = [
+      ...this.#images.flatMap((image) =>
+        image.segments.filter(({ execute }) => execute).map((segment) => stretch(image, segment)),
+      ),
+      ...this.#ranges.map((range) => stretch(range, range)),
+    ].sort((a, b) => a.start - b.start);
   }
 
   #refuseOverlap(name: string, address: Addr, size: number): void {

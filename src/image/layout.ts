@@ -14,3 +14,6 @@ export const DIRECT_MAP = addr(0xffff888000000000n);
 
 /** Start of the area that task stacks are cut from. */
 export const STACKS = addr(0xffffc90000000000n);
+
+/** Start of the area that the stacks of CPUs are cut from: for interrupts, double faults, NMIs. */
+export const CPU_STACKS = addr(0xfffffe0000000000n);

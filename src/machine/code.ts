@@ -1,7 +1,7 @@
 // Fetching: instructions from guest memory, decoded, with the pages they came from marked as code.
 
-import { type Addr, offset, PAGE_SIZE, pageOf } from "../base/addr.ts";
-import { decode, type Instruction, MAX_LENGTH, printInstruction } from "../x86/decode.ts";
+import { type Addr, PAGE_SIZE, pageOf } from "../base/addr.ts";
+import { decode, type Instruction, MAX_LENGTH } from "../x86/decode.ts";
 import type { Memory } from "./memory.ts";
 
 export type Fetched =
@@ -23,7 +23,7 @@ export function fetch(memory: Memory, ip: Addr): Fetched {
     return { kind: "fault", address: following!, present: second !== undefined };
   }
   memory.markCode(ip);
-  const end = decoded.kind === "instruction" ? decoded.instruction.next : offset(ip, length);
+  const end = decoded.kind === "instruction" ? decoded.instruction.next : ip + length; // perhaps not canonical
   if (following !== undefined && end > following) memory.markCode(following);
   return decoded;
 }
@@ -32,12 +32,4 @@ export function fetch(memory: Memory, ip: Addr): Fetched {
 export function isInvalidOnPage(memory: Memory, ip: Addr): boolean {
   const here = Math.min(MAX_LENGTH, pageOf(ip) + PAGE_SIZE - ip);
   return decode(memory.read(ip, here), ip).kind === "invalid";
-}
-
-/** The bytes at `ip` and how iced-x86 prints them, for an instruction that cannot be executed here. */
-export function disassembleOne(memory: Memory, ip: Addr): { bytes: Uint8Array; text: string } {
-  const fetched = fetch(memory, ip);
-  if (fetched.kind !== "instruction") return { bytes: new Uint8Array(), text: "(bad)" };
-  const bytes = memory.read(ip, fetched.instruction.length);
-  return { bytes, text: printInstruction(bytes, ip) };
 }

@@ -1,7 +1,8 @@
-// What a vCPU's trunk finds by rip: regions and the interpreter in the jump cache, decoded instructions in the step cache.
+// What a vCPU's trunk finds by rip: regions and the interpreter in the jump cache, decoded instructions in the step cache;
+// apart for the kernel and for user code, because what one may execute the other may not.
 
 import type { Addr } from "../base/addr.ts";
-import { cacheIndex, EMPTY_RIP, STATE } from "../x86/state.ts";
+import { BANK_SHIFT, cacheIndex, EMPTY_RIP, STATE, USER_BANK } from "../x86/state.ts";
 import type { Host, HostAddress } from "./host.ts";
 import type { Region, Regions } from "./regions.ts";
 import { SLOT } from "./trunk.ts";
@@ -11,6 +12,7 @@ const HOT_AFTER = 200;
 /** What one lookup counts for; and how many addresses are counted. */
 const LOOKUP_HEAT = 20;
 const MAX_COUNTED = 4096;
+const BANKS = [0, USER_BANK];
 
 export class CodeCaches {
   private readonly host: Host;
@@ -28,12 +30,13 @@ export class CodeCaches {
 
   flush(): void {
     // No instruction has the address that a repeated byte makes.
-    this.host.u8.fill(1, this.cpu + STATE.jumpCache, this.cpu + STATE.records);
+    for (const bank of BANKS)
+      this.host.u8.fill(1, this.cpu + bank + STATE.jumpCache, this.cpu + bank + STATE.bankEnd);
   }
 
   /** Makes the trunk find something at `rip`: a region, or the interpreter, which counts how often. */
   lookUp(rip: Addr): void {
-    const found = this.regions.find(rip);
+    const found = this.regions.find(rip, this.bank !== 0);
     if (found !== undefined) {
       this.setCache(STATE.jumpCache, rip, found.region.slot, found.entry);
       return;
@@ -45,18 +48,19 @@ export class CodeCaches {
     this.setCache(STATE.jumpCache, rip, SLOT.interpreter, Math.max(0, HOT_AFTER - LOOKUP_HEAT * lookups));
   }
 
-  /** Makes a region of the code at `rip`, if that can be; see `Regions.compile` for `went`. */
-  compile(rip: Addr, went: ReadonlyMap<Addr, Addr>): void {
-    const made = this.regions.find(rip) ?? this.regions.compile(rip, went);
+  /** Makes a region of the code at `rip`, if that can be, for the kernel or user code; see `Regions.compile` for `went`. */
+  compile(rip: Addr, went: ReadonlyMap<Addr, Addr>, user: boolean): void {
+    const bank = user ? USER_BANK : 0;
+    const made = this.regions.find(rip, user) ?? this.regions.compile(rip, went, user);
     if (made === undefined) {
-      this.setCache(STATE.jumpCache, rip, SLOT.interpreter, 2 ** 31 - 1);
+      this.setCache(STATE.jumpCache, rip, SLOT.interpreter, 2 ** 31 - 1, bank);
       return;
     }
     // All its blocks: a return inside the region finds its way by the jump cache.
     made.region.blocks.forEach(({ ip }, entry) => {
-      this.setCache(STATE.jumpCache, ip, made.region.slot, entry);
+      this.setCache(STATE.jumpCache, ip, made.region.slot, entry, bank);
     });
-    this.setCache(STATE.jumpCache, rip, made.region.slot, made.entry);
+    this.setCache(STATE.jumpCache, rip, made.region.slot, made.entry, bank);
   }
 
   /** The decoded instruction at `rip`. */
@@ -64,9 +68,14 @@ export class CodeCaches {
     this.setCache(STATE.stepCache, rip, record, 0);
   }
 
-  private setCache(cache: number, rip: Addr, first: number, second: number): void {
+  /** The bank of the level that the vCPU is at. */
+  private get bank(): number {
+    return this.host.i32[(this.cpu + STATE.cpl) >> 2]! << BANK_SHIFT;
+  }
+
+  private setCache(cache: number, rip: Addr, first: number, second: number, bank = this.bank): void {
     const { host } = this;
-    const entry = this.cpu + cache + 16 * cacheIndex(rip);
+    const entry = this.cpu + bank + cache + 16 * cacheIndex(rip);
     host.setNumber(entry, rip);
     host.i32[(entry + 8) >> 2] = first;
     host.i32[(entry + 12) >> 2] = second;
@@ -74,18 +83,22 @@ export class CodeCaches {
 
   /** Drops what both caches hold for `rip`. */
   forgetAddress(rip: Addr): void {
-    for (const cache of [STATE.jumpCache, STATE.stepCache]) {
-      const entry = this.cpu + cache + 16 * cacheIndex(rip);
-      if (this.host.getNumber(entry) === rip) this.host.i64[entry >> 3] = EMPTY_RIP;
+    for (const bank of BANKS) {
+      for (const cache of [STATE.jumpCache, STATE.stepCache]) {
+        const entry = this.cpu + bank + cache + 16 * cacheIndex(rip);
+        if (this.host.getNumber(entry) === rip) this.host.i64[entry >> 3] = EMPTY_RIP;
+      }
     }
   }
 
   /** Drops the jump-cache entries that lead into `region`. */
   forgetRegion(region: Region): void {
     const { host } = this;
-    for (const { ip } of region.blocks) {
-      const entry = this.cpu + STATE.jumpCache + 16 * cacheIndex(ip);
-      if (host.i32[(entry + 8) >> 2] === region.slot) host.i64[entry >> 3] = EMPTY_RIP;
+    for (const bank of BANKS) {
+      for (const { ip } of region.blocks) {
+        const entry = this.cpu + bank + STATE.jumpCache + 16 * cacheIndex(ip);
+        if (host.i32[(entry + 8) >> 2] === region.slot) host.i64[entry >> 3] = EMPTY_RIP;
+      }
     }
   }
 }

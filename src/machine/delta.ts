@@ -81,6 +81,8 @@ export class Deltas {
 
   /** Both changes in one; the two deltas are used up. */
   compose(first: Delta, second: Delta): Delta {
+    if (first === EMPTY_DELTA) return second;
+    if (second === EMPTY_DELTA) return first;
     let [result, size] = [EMPTY_DELTA, 0];
     const add: VisitChange = (at, before, after) => {
       result = this.with(result, size++, at, before, after);

@@ -2,6 +2,7 @@
 
 import { type Addr, hex } from "../base/addr.ts";
 import { hexBytes } from "../base/bytes.ts";
+import type { MixedFetch } from "./staleCode.ts";
 
 /** Error-code bits of #PF (SDM vol. 3, 4.7). */
 export const PAGE_FAULT = { present: 1, write: 2, user: 4, fetch: 16 } as const;
@@ -13,8 +14,8 @@ export type Fault =
   /** A trap but for instruction breakpoints and the general-detect condition. */
   | { readonly vector: "#DB"; readonly trap: boolean }
   | { readonly vector: "#GP" | "#SS" | "#TS" | "#NP" | "#DF"; readonly errorCode: number }
-  /** `address` is what CR2 gets; `size` in bytes, of the access. */
-  | { readonly vector: "#PF"; readonly errorCode: number; readonly address: Addr; readonly size: number };
+  /** `address` is what CR2 gets; `size` in bytes, of the access, where that is known. */
+  | { readonly vector: "#PF"; readonly errorCode: number; readonly address: Addr; readonly size?: number };
 
 export type Exit =
   /** An address given to `run` as `until` was reached, and not executed. */
@@ -28,6 +29,8 @@ export type Exit =
   | { readonly kind: "interrupt"; readonly ip: Addr; readonly vector: number }
   /** An exception during the delivery of a double fault: nothing can run any more. */
   | { readonly kind: "shutdown"; readonly ip: Addr }
+  /** Bytes were fetched that were never in memory together, and the machine was told to stop at that. Nothing was executed. */
+  | { readonly kind: "mixed"; readonly ip: Addr; readonly fetch: MixedFetch }
   /** Not lifted. `text` is the instruction as iced-x86 prints it. */
   | { readonly kind: "unimplemented"; readonly ip: Addr; readonly bytes: Uint8Array; readonly text: string };
 
@@ -47,6 +50,8 @@ export function describeExit(exit: Exit, name: (ip: Addr) => string = hex): stri
       return `interrupt ${exit.vector} without an interrupt table at ${at}`;
     case "shutdown":
       return `shut down by a triple fault at ${at}`;
+    case "mixed":
+      return `mixed fetch on vCPU ${exit.fetch.vcpu} at ${at}: ${exit.fetch.text} (${hexBytes(exit.fetch.bytes)})`;
     case "unimplemented":
       return `unimplemented instruction at ${at}: ${exit.text} (${hexBytes(exit.bytes)})`;
     case "fault":
@@ -60,7 +65,8 @@ export function describeFault(fault: Fault): string {
       const how =
         fault.errorCode & PAGE_FAULT.fetch ? "fetch" : fault.errorCode & PAGE_FAULT.write ? "write" : "read";
       const why = fault.errorCode & PAGE_FAULT.present ? "not permitted there" : "not mapped";
-      return `#PF: ${how} of ${fault.size} bytes at ${hex(fault.address)}, ${why},`;
+      const much = fault.size === undefined ? "" : ` of ${fault.size} bytes`;
+      return `#PF: ${how}${much} at ${hex(fault.address)}, ${why},`;
     }
     case "#GP":
     case "#SS":

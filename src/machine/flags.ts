@@ -4,21 +4,34 @@ import { FLAG, FLAGS_ALWAYS_ONE, STATUS_FLAGS } from "../x86/register.ts";
 import { STATE } from "../x86/state.ts";
 import type { Host, HostAddress } from "./host.ts";
 
-const bit = (word: bigint, n: bigint): bigint => (word >> n) & 1n;
+const [CF, PF, AF, ZF, SF, OF] = [FLAG.CF, FLAG.PF, FLAG.AF, FLAG.ZF, FLAG.SF, FLAG.OF].map(Number) as [
+  ...[number, number, number],
+  ...[number, number, number],
+];
 
 export function readFlags(host: Host, cpu: HostAddress): bigint {
-  const carry = BigInt(host.i32[(cpu + STATE.carry) >> 2]!);
-  const result = BigInt.asUintN(64, host.i64[(cpu + STATE.result) >> 3]!);
-  const x = BigInt.asUintN(64, host.i64[(cpu + STATE.x) >> 3]!);
-  let low = (result ^ (x >> 8n)) & 0xffn;
-  for (const shift of [4n, 2n, 1n]) low ^= low >> shift;
-  let flags = BigInt.asUintN(64, host.i64[(cpu + STATE.systemFlags) >> 3]!);
-  if (carry !== 0n) flags |= FLAG.CF;
-  if ((low & 1n) === 0n) flags |= FLAG.PF;
-  if (bit(x ^ result, 4n) !== 0n) flags |= FLAG.AF;
-  if (result === 0n) flags |= FLAG.ZF;
-  if (bit(result, 63n) !== bit(x, 62n)) flags |= FLAG.SF;
-  if (carry !== bit(x ^ result, 63n)) flags |= FLAG.OF;
+  const system = BigInt.asUintN(64, host.i64[(cpu + STATE.systemFlags) >> 3]!);
+  return system | BigInt(statusFlags(host.i32, cpu));
+}
+
+/** In halves and numbers: whoever compares states asks after every instruction. */
+function statusFlags(i32: Int32Array, cpu: HostAddress): number {
+  const carry = i32[(cpu + STATE.carry) >> 2]!;
+  const result = i32[(cpu + STATE.result) >> 2]!;
+  const resultHigh = i32[(cpu + STATE.result + 4) >> 2]!;
+  const x = i32[(cpu + STATE.x) >> 2]!;
+  const xHigh = i32[(cpu + STATE.x + 4) >> 2]!;
+  let low = (result ^ (x >> 8)) & 0xff;
+  low ^= low >> 4;
+  low ^= low >> 2;
+  low ^= low >> 1;
+  let flags = 0;
+  if (carry !== 0) flags |= CF;
+  if ((low & 1) === 0) flags |= PF;
+  if (((x ^ result) & 0x10) !== 0) flags |= AF;
+  if ((result | resultHigh) === 0) flags |= ZF;
+  if (resultHigh >>> 31 !== ((xHigh >>> 30) & 1)) flags |= SF;
+  if (carry !== (xHigh ^ resultHigh) >>> 31) flags |= OF;
   return flags;
 }
 

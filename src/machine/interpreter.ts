@@ -8,6 +8,7 @@ import { ModuleBuilder } from "../wasm/module.ts";
 import { type Instruction, MAX_LENGTH, type Operand } from "../x86/decode.ts";
 import { emitStep, formOf } from "../x86/lift/stepEmitter.ts";
 import { definitionOf } from "../x86/lift/table.ts";
+import { emitTracedStep } from "../x86/lift/traceEmitter.ts";
 import { RECORD, STATE } from "../x86/state.ts";
 import { type Fetched, fetch } from "./code.ts";
 import type { Host, HostAddress } from "./host.ts";
@@ -15,17 +16,23 @@ import type { Memory } from "./memory.ts";
 import type { Slots } from "./slots.ts";
 import { SLOT } from "./trunk.ts";
 
-/** How many records there are; all are dropped when they run out. */
+/** How many records there are at most; all are dropped when they run out. */
 const CAPACITY = 16384;
+/** How many are reserved at a time. */
+const BLOCK = 256;
 /** Instructions decoded ahead, at most, so that their forms are compiled in one module. */
 const AHEAD = 24;
 
 interface Decoded {
   readonly at: HostAddress;
   readonly length: number;
+  /** Of those that TypeScript executes, or may. */
+  readonly instruction: Instruction | undefined;
 }
 
 export class Interpreter {
+  /** What step functions made from now on trace, as bits (TRACED); to be followed by `dropAll`. */
+  traced = 0;
   private readonly host: Host;
   private readonly memory: Memory;
   private readonly slots: Slots;
@@ -34,7 +41,6 @@ export class Interpreter {
   private readonly forms = new Map<string, number>();
   private readonly records = new Map<Addr, Decoded>();
   private readonly free: HostAddress[] = [];
-  private arena: HostAddress | undefined;
 
   /** `dropped` is told of every address whose record is no longer valid. */
   constructor(
@@ -56,13 +62,18 @@ export class Interpreter {
     return this.forms.size;
   }
 
+  /** How many instructions are decoded. */
+  get recordCount(): number {
+    return this.records.size;
+  }
+
   /** The record of the instruction at `ip`, decoded now if need be; or why it cannot be fetched. */
   prepare(ip: Addr): HostAddress | (Fetched & { kind: "fault" }) {
     const known = this.records.get(ip);
     if (known !== undefined) return known.at;
     const first = fetch(this.memory, ip);
     if (first.kind === "fault") return first;
-    if (this.free.length < AHEAD) this.dropAll();
+    if (this.records.size > CAPACITY - AHEAD) this.dropAll();
     // Any of the bytes may be what made it invalid.
     if (first.kind === "invalid") return this.enter(ip, MAX_LENGTH, SLOT.invalid, undefined);
     const run = [first.instruction];
@@ -74,13 +85,25 @@ export class Interpreter {
       run.push(last);
     }
     this.compileForms(run);
-    for (const instruction of run) {
-      const slot = definitionOf(instruction)
-        ? this.forms.get(formOf(instruction, this.recording()))!
-        : SLOT.unimplemented;
-      this.enter(instruction.ip, instruction.length, slot, instruction);
-    }
+    for (const instruction of run)
+      this.enter(instruction.ip, instruction.length, this.slotOf(instruction), instruction);
     return this.records.get(ip)!.at;
+  }
+
+  /** Makes of `RECORD.size` bytes at `at` the record of one instruction at `ip` that memory does not have. */
+  prepareApart(at: HostAddress, ip: Addr, decoded: Fetched & { kind: "instruction" | "invalid" }): void {
+    if (decoded.kind === "invalid") {
+      this.put(at, ip, MAX_LENGTH, SLOT.invalid, undefined);
+      return;
+    }
+    const { instruction } = decoded;
+    this.compileForms([instruction]);
+    this.put(at, ip, instruction.length, this.slotOf(instruction), instruction);
+  }
+
+  /** The decoded instruction at `ip`, if it is one that TypeScript executes and has a record. */
+  instructionAt(ip: Addr): Instruction | undefined {
+    return this.records.get(ip)?.instruction;
   }
 
   /** Forgets what was decoded from bytes of `[at, at + size)`. */
@@ -94,10 +117,6 @@ export class Interpreter {
 
   /** Forgets every record; step functions stay. */
   dropAll(): void {
-    if (this.arena === undefined) {
-      this.arena = this.host.reserve(CAPACITY * RECORD.size);
-      for (let n = CAPACITY - 1; n >= 0; n--) this.free.push(this.arena + n * RECORD.size);
-    }
     for (const ip of [...this.records.keys()]) this.drop(ip);
   }
 
@@ -113,12 +132,16 @@ export class Interpreter {
     module.importMemory("host", "memory", { minimum: 1 });
     const added: { form: string; name: string }[] = [];
     for (const instruction of run) {
-      const form = formOf(instruction, recording);
+      const form = this.formOf(instruction);
       const definition = definitionOf(instruction);
       if (definition === undefined || this.forms.has(form) || added.some((other) => other.form === form))
         continue;
       const name = `s${added.length}`;
-      module.function(emitStep(instruction, definition.lift, recording), name);
+      const step =
+        this.traced === 0
+          ? emitStep(instruction, definition.lift, recording)
+          : emitTracedStep(instruction, definition.lift, recording, this.traced);
+      module.function(step, name);
       added.push({ form, name });
     }
     if (added.length === 0) return;
@@ -131,15 +154,41 @@ export class Interpreter {
     }
   }
 
+  private slotOf(instruction: Instruction): number {
+    return definitionOf(instruction) ? this.forms.get(this.formOf(instruction))! : SLOT.unimplemented;
+  }
+
+  private formOf(instruction: Instruction): string {
+    const form = formOf(instruction, this.recording());
+    return this.traced === 0 ? form : `${form}/traced ${this.traced}`;
+  }
+
   private enter(ip: Addr, length: number, slot: number, instruction: Instruction | undefined): HostAddress {
+    if (this.free.length === 0) this.reserve();
     const at = this.free.pop()!;
-    this.records.set(ip, { at, length });
+    const alone = instruction !== undefined && definitionOf(instruction)?.role === "alone";
+    this.records.set(ip, { at, length, instruction: alone ? instruction : undefined });
+    this.put(at, ip, length, slot, instruction);
+    return at;
+  }
+
+  private reserve(): void {
+    const first = this.host.reserve(BLOCK * RECORD.size);
+    for (let n = BLOCK - 1; n >= 0; n--) this.free.push(first + n * RECORD.size);
+  }
+
+  private put(
+    at: HostAddress,
+    ip: Addr,
+    length: number,
+    slot: number,
+    instruction: Instruction | undefined,
+  ): void {
     const { host } = this;
     host.i32[(at + RECORD.slot) >> 2] = slot;
     host.i32[(at + RECORD.length) >> 2] = length;
     host.setNumber(at + RECORD.ip, ip);
     if (instruction !== undefined) this.fill(at, instruction);
-    return at;
   }
 
   private fill(at: HostAddress, { next, operands, memory }: Instruction): void {

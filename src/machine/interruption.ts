@@ -6,7 +6,7 @@ import { type Addr, PAGE_SIZE } from "../base/addr.ts";
 import { refuse } from "../base/refuse.ts";
 import { Mnemonic } from "../x86/decode.ts";
 import { FLAG } from "../x86/register.ts";
-import { EMPTY_RIP } from "../x86/state.ts";
+import { EMPTY_RIP, STATE } from "../x86/state.ts";
 import type { Fault } from "./exit.ts";
 import type { RegisterFile } from "./registerFile.ts";
 import { type Event, VECTOR } from "./system/exception.ts";
@@ -71,14 +71,12 @@ export class Interruption {
   /** To be called whenever flags, debug registers or requests may have changed otherwise than by lifted code. */
   look(): void {
     const { registers } = this;
-    const flags = registers.low("systemFlags");
-    let requested = 0;
-    for (let n = 0; n < 8; n++) requested |= registers.low("requested", n);
-    registers.setLow("attention", requested === 0 ? 0 : 1);
-    const waiting = (requested !== 0 && (flags & IF) !== 0) || registers.low("nmiRequested") !== 0;
-    const breakpoints = (registers.low("dr", 14) & 0xff) !== 0;
+    const flags = registers.low(STATE.systemFlags);
+    const requested = registers.low(STATE.attention) !== 0;
+    const waiting = (requested && (flags & IF) !== 0) || registers.low(STATE.nmiRequested) !== 0;
+    const breakpoints = (registers.low(STATE.dr + 8 * 7) & 0xff) !== 0;
     if (breakpoints || this.watches.length > 0) this.watches = breakpoints ? this.dataBreakpoints() : [];
-    const trap = registers.low("pendingTraps") !== 0;
+    const trap = registers.low(STATE.pendingTraps) !== 0;
     this.careful = waiting || trap || (flags & TF_OR_RF) !== 0 || breakpoints;
   }
 
@@ -90,7 +88,7 @@ export class Interruption {
       registers.setWord("nmiRequested", 0n);
       return { vector: VECTOR.NMI, source: "nonmaskable" };
     }
-    if ((registers.low("systemFlags") & IF) === 0) return undefined;
+    if ((registers.low(STATE.systemFlags) & IF) === 0) return undefined;
     const vector = this.highestRequested();
     if (vector === undefined) return undefined;
     this.setRequested(vector, false);
@@ -100,8 +98,8 @@ export class Interruption {
   /** Whether an interrupt that is waiting would end a halt. */
   get wakes(): boolean {
     const { registers } = this;
-    if (registers.low("nmiRequested") !== 0 && registers.low("nmiBlocked") === 0) return true;
-    return (registers.low("systemFlags") & IF) !== 0 && this.highestRequested() !== undefined;
+    if (registers.low(STATE.nmiRequested) !== 0 && registers.low(STATE.nmiBlocked) === 0) return true;
+    return (registers.low(STATE.systemFlags) & IF) !== 0 && this.highestRequested() !== undefined;
   }
 
   /** A trap of the instruction before, which stopped the machine or loaded ss. */
@@ -117,7 +115,7 @@ export class Interruption {
   /** The instruction breakpoint at rip, unless RF says that it was met already. */
   before(): Fault | undefined {
     const { registers } = this;
-    const flags = registers.low("systemFlags");
+    const flags = registers.low(STATE.systemFlags);
     this.start = {
       rip: registers.rip,
       stepping: (flags & Number(FLAG.TF)) !== 0,
@@ -160,9 +158,9 @@ export class Interruption {
     const { start } = this;
     if (start === undefined) return;
     // RF is what iretq has loaded; and these two trap by TF as they leave it.
-    if (mnemonic === Mnemonic.Iretq) start.resuming = false;
+    if (mnemonic === Mnemonic.Iretq || mnemonic === Mnemonic.Iretd) start.resuming = false;
     if (mnemonic === Mnemonic.Syscall || mnemonic === Mnemonic.Sysretq)
-      start.stepping = (this.registers.low("systemFlags") & Number(FLAG.TF)) !== 0;
+      start.stepping = (this.registers.low(STATE.systemFlags) & Number(FLAG.TF)) !== 0;
   }
 
   /** The instruction under way delivers an interrupt itself, which is not stepped into. */
@@ -227,6 +225,7 @@ export class Interruption {
     const bit = 1n << BigInt(vector % 64);
     const bits = this.registers.getWord("requested", word);
     this.registers.setWord("requested", on ? bits | bit : bits & ~bit, word);
+    this.registers.setLow(STATE.attention, this.highestRequested() === undefined ? 0 : 1);
   }
 
   private noteStatus(bits: bigint): void {

@@ -32,6 +32,43 @@ export class Journal<K, V> {
   }
 }
 
+/** A map that snapshots restore: what has changed in it, and what it is going to have. */
+export class Restorable<K, V> {
+  /** For whoever changes the map to note what it had. */
+  readonly journal = new Journal<K, V>();
+  private readonly get: (key: K) => V | undefined;
+  private readonly set: (key: K, value: V | undefined) => void;
+  /** Empty but between the first of `revert` and `repeat`, and `apply`. */
+  private readonly next = new Map<K, V | undefined>();
+
+  constructor(get: (key: K) => V | undefined, set: (key: K, value: V | undefined) => void) {
+    this.get = get;
+    this.set = set;
+  }
+
+  /** Since the journal was cleared. */
+  changes(): readonly Change<K, V>[] {
+    return this.journal.changes(this.get);
+  }
+
+  /** Plans to undo `changes`. */
+  revert(changes: readonly Change<K, V>[]): void {
+    for (const { key, before } of changes) this.next.set(key, before);
+  }
+
+  /** Plans to bring about `changes`. */
+  repeat(changes: readonly Change<K, V>[]): void {
+    for (const { key, after } of changes) this.next.set(key, after);
+  }
+
+  /** Does what was planned; the last plan for a key is the one that counts. */
+  apply(): void {
+    if (this.next.size === 0) return;
+    for (const [key, value] of this.next) if (this.get(key) !== value) this.set(key, value);
+    this.next.clear();
+  }
+}
+
 /** Shared, because most snapshots have none. */
 export const NONE: readonly never[] = [];
 

@@ -13,7 +13,9 @@ import type { Host, HostAddress } from "./host.ts";
 
 export const LINE_SIZE = 64;
 export const LINES_PER_PAGE = 64;
-export const LINES_AT_A_TIME = 4;
+
+/** How many comparisons without a change one with a change makes up for. */
+const WORTH = 3;
 
 /** An entry of the list. */
 export const ENTRY = {
@@ -26,8 +28,10 @@ export const ENTRY = {
   key: 16,
   /** A bit for each line that hashes count. */
   hashed: 24,
-  /** How many lines of it are compared, a multiple of LINES_AT_A_TIME. */
-  lines: 32,
+  /** How many bytes of it are compared, whole lines. */
+  bytes: 32,
+  /** How often it was compared and nothing had changed, of late: a change makes up for some of that. */
+  idle: 36,
   size: 40,
 } as const;
 
@@ -36,12 +40,14 @@ export const GATHERED = { live: 0, saved: 4, liveHash: 8, savedHash: 12, size: 1
 
 /** Lists are given as the host addresses of their first entry and of the end. */
 export interface LineKernels {
+  /** Gives vCPUs' states the one form that their registers and flags have between runs. */
+  park(list: HostAddress, end: HostAddress): void;
   /** Finds the lines that differ. */
   diff(list: HostAddress, end: HostAddress): void;
-  /** Makes the lines that differ what is saved of them. */
-  undo(list: HostAddress, end: HostAddress): void;
-  /** Saves the lines that differ. */
-  commit(list: HostAddress, end: HostAddress): void;
+  /** Makes the lines that differ what is saved of them; returns the highest `idle`, to which it adds `compared`. */
+  undo(list: HostAddress, end: HostAddress, compared: number): number;
+  /** Saves the lines that differ; the same otherwise. */
+  commit(list: HostAddress, end: HostAddress, compared: number): number;
   /** Writes a record for each line that differs to `out`; returns where they end. */
   gather(list: HostAddress, end: HostAddress, out: HostAddress): HostAddress;
   /** What the lines that differ add to the hash. */
@@ -50,8 +56,6 @@ export interface LineKernels {
   hashPage(page: HostAddress, key: number, lines: bigint): bigint;
   /** What a mapped page adds to the hash besides its content: all three are integers. */
   hashMapping(page: number, first: number, access: number): bigint;
-  /** Gives a vCPU's state the one form that its registers and flags have between runs. */
-  park(cpu: HostAddress): void;
 }
 
 let compiled: WebAssembly.Module | undefined;
@@ -70,15 +74,17 @@ function kernelModule(): Uint8Array<ArrayBuffer> {
     return module.function(f, name);
   };
   const overList = () => new FunctionBuilder({ params: ["i32", "i32"], results: [] });
+  const settling = () => new FunctionBuilder({ params: ["i32", "i32", "i32"], results: ["i32"] });
 
   const hashLine = add(
     "hashLine",
     new FunctionBuilder({ params: ["i32", "i64"], results: ["i64"] }),
     emitHashLine,
   );
-  add("diff", overList(), emitDiff);
-  add("undo", overList(), (f) => emitEachLine(f, false, ({ live, saved }) => emitCopyLine(f, live, saved)));
-  add("commit", overList(), (f) => emitEachLine(f, false, ({ live, saved }) => emitCopyLine(f, saved, live)));
+  add("park", overList(), (f) => emitEachEntry(f, (entry) => emitPark(f, entry)));
+  add("diff", overList(), (f) => emitEachEntry(f, (entry) => emitDiff(f, entry)));
+  add("undo", settling(), (f) => emitSettle(f, ({ live, saved }) => emitCopyLine(f, live, saved)));
+  add("commit", settling(), (f) => emitSettle(f, ({ live, saved }) => emitCopyLine(f, saved, live)));
   add("gather", new FunctionBuilder({ params: ["i32", "i32", "i32"], results: ["i32"] }), (f) =>
     emitGather(f, hashLine),
   );
@@ -93,7 +99,6 @@ function kernelModule(): Uint8Array<ArrayBuffer> {
     new FunctionBuilder({ params: ["f64", "f64", "i32"], results: ["i64"] }),
     emitHashMapping,
   );
-  add("park", new FunctionBuilder({ params: ["i32"], results: [] }), emitPark);
   return module.encode();
 }
 
@@ -102,105 +107,113 @@ interface Line {
   readonly saved: Local;
   /** Offset in the page. */
   readonly at: Local;
-  readonly entry: Local;
 }
 
-/** Emits a loop over the list (parameters 0 and 1) with a loop over the lines that differ in it. */
-function emitEachLine(f: FunctionBuilder, onlyHashed: boolean, visit: (line: Line) => void): void {
+/** Emits a loop over the list (parameters 0 and 1). */
+function emitEachEntry(f: FunctionBuilder, visit: (entry: Local) => void): void {
   const entry = f.param(0);
-  const bits = f.local("i64");
-  const line: Line = { live: f.local("i32"), saved: f.local("i32"), at: f.local("i32"), entry };
   const done = f.block();
-  const nextEntry = f.loop();
+  const next = f.loop();
   f.get(entry).get(f.param(1)).op("i32.ge_u").brIf(done);
-  f.get(entry).load("i64.load", ENTRY.changed);
-  if (onlyHashed) f.get(entry).load("i64.load", ENTRY.hashed).op("i64.and");
-  f.set(bits);
-  const noMore = f.block();
-  const nextLine = f.loop();
-  f.get(bits).op("i64.eqz").brIf(noMore);
+  visit(entry);
+  f.get(entry).i32(ENTRY.size).op("i32.add").set(entry);
+  f.br(next).end().end();
+}
+
+/** Emits a loop over the lines of an entry whose bits are set in `bits`, which it clears. */
+function emitEachLine(f: FunctionBuilder, entry: Local, bits: Local, visit: (line: Line) => void): void {
+  const line: Line = { live: f.local("i32"), saved: f.local("i32"), at: f.local("i32") };
+  const done = f.block();
+  const next = f.loop();
+  f.get(bits).op("i64.eqz").brIf(done);
   f.get(bits).op("i64.ctz").op("i32.wrap_i64").i32(6).op("i32.shl").set(line.at);
   f.get(bits).get(bits).i64(1).op("i64.sub").op("i64.and").set(bits);
   f.get(entry).load("i32.load", ENTRY.live).get(line.at).op("i32.add").set(line.live);
   f.get(entry).load("i32.load", ENTRY.saved).get(line.at).op("i32.add").set(line.saved);
   visit(line);
-  f.br(nextLine).end().end();
-  f.get(entry).i32(ENTRY.size).op("i32.add").set(entry);
-  f.br(nextEntry).end().end();
+  f.br(next).end().end();
+}
+
+/** Over all entries: does `copy` to the lines that differ, after which none does. */
+function emitSettle(f: FunctionBuilder, copy: (line: Line) => void): void {
+  const [bits, idle, longest] = [f.local("i64"), f.local("i32"), f.local("i32")];
+  emitEachEntry(f, (entry) => {
+    f.get(entry).load("i64.load", ENTRY.changed).tee(bits).op("i64.eqz").if();
+    f.get(entry).get(entry).load("i32.load", ENTRY.idle).get(f.param(2)).op("i32.add").tee(idle);
+    f.store("i32.store", ENTRY.idle);
+    f.get(idle).get(longest).op("i32.gt_u").if();
+    f.get(idle).set(longest).end();
+    f.else();
+    emitEachLine(f, entry, bits, copy);
+    f.get(entry).i64(0).store("i64.store", ENTRY.changed);
+    f.get(entry).load("i32.load", ENTRY.idle).i32(WORTH).op("i32.sub").tee(idle).i32(0).op("i32.gt_s").if();
+    f.get(entry).get(idle).store("i32.store", ENTRY.idle);
+    f.else();
+    f.get(entry).i32(0).store("i32.store", ENTRY.idle).end();
+    f.end();
+  });
+  f.get(longest);
 }
 
 function emitCopyLine(f: FunctionBuilder, to: Local, from: Local): void {
   for (let at = 0; at < LINE_SIZE; at += 16) f.get(to).get(from).vectorLoad(at).vectorStore(at);
 }
 
-/** Leaves whether [at, at + size) of both pages differs, as an i32. */
-function emitDiffers(f: FunctionBuilder, live: Local, saved: Local, at: number, size: number): void {
-  for (let n = 0; n < size; n += 16) {
-    f.get(live)
-      .vectorLoad(at + n)
-      .get(saved)
-      .vectorLoad(at + n)
-      .vector("v128.xor");
-    if (n > 0) f.vector("v128.or");
+function emitDiff(f: FunctionBuilder, entry: Local): void {
+  const [live, saved, end] = [f.local("i32"), f.local("i32"), f.local("i32")];
+  const [changed, bit] = [f.local("i64"), f.local("i64")];
+  f.get(entry).load("i32.load", ENTRY.live).tee(live);
+  f.get(entry).load("i32.load", ENTRY.bytes).op("i32.add").set(end);
+  f.get(entry).load("i32.load", ENTRY.saved).set(saved);
+  f.i64(0).set(changed).i64(1).set(bit);
+  const next = f.loop();
+  emitDiffers(f, live, saved);
+  f.if();
+  f.get(changed).get(bit).op("i64.or").set(changed).end();
+  f.get(bit).i64(1).op("i64.shl").set(bit);
+  for (const page of [live, saved]) f.get(page).i32(LINE_SIZE).op("i32.add").set(page);
+  f.get(live).get(end).op("i32.lt_u").brIf(next).end();
+  f.get(entry).get(changed).store("i64.store", ENTRY.changed);
+}
+
+/** Leaves whether two lines differ, as an i32. */
+function emitDiffers(f: FunctionBuilder, live: Local, saved: Local): void {
+  for (let at = 0; at < LINE_SIZE; at += 16) {
+    f.get(live).vectorLoad(at).get(saved).vectorLoad(at).vector("v128.xor");
+    if (at > 0) f.vector("v128.or");
   }
   f.vector("v128.any_true");
 }
 
-/** Several lines at a time, then those one by one in which something is different: few are. */
-function emitDiff(f: FunctionBuilder): void {
-  const entry = f.param(0);
-  const [live, saved] = [f.local("i32"), f.local("i32")];
-  const [changed, bit, lines] = [f.local("i64"), f.local("i64"), f.local("i64")];
-  const done = f.block();
-  const nextEntry = f.loop();
-  f.get(entry).get(f.param(1)).op("i32.ge_u").brIf(done);
-  f.get(entry).load("i32.load", ENTRY.live).set(live);
-  f.get(entry).load("i32.load", ENTRY.saved).set(saved);
-  f.get(entry).load("i64.load", ENTRY.lines).set(lines);
-  f.i64(0).set(changed).i64(0).set(bit);
-  const nextLines = f.loop();
-  emitDiffers(f, live, saved, 0, LINES_AT_A_TIME * LINE_SIZE);
-  f.if();
-  for (let line = 0; line < LINES_AT_A_TIME; line++) {
-    f.get(changed);
-    emitDiffers(f, live, saved, line * LINE_SIZE, LINE_SIZE);
-    f.op("i64.extend_i32_u").get(bit).i64(line).op("i64.add").op("i64.shl").op("i64.or").set(changed);
-  }
-  f.end();
-  for (const page of [live, saved])
-    f.get(page)
-      .i32(LINES_AT_A_TIME * LINE_SIZE)
-      .op("i32.add")
-      .set(page);
-  f.get(bit).i64(LINES_AT_A_TIME).op("i64.add").tee(bit).get(lines).op("i64.lt_u").brIf(nextLines);
-  f.end();
-  f.get(entry).get(changed).store("i64.store", ENTRY.changed);
-  f.get(entry).i32(ENTRY.size).op("i32.add").set(entry);
-  f.br(nextEntry).end().end();
-}
-
 function emitGather(f: FunctionBuilder, hashLine: number): void {
   const out = f.param(2);
-  emitEachLine(f, false, ({ live, saved }) => {
-    for (const [version, address, hash] of [
-      [live, GATHERED.live, GATHERED.liveHash],
-      [saved, GATHERED.saved, GATHERED.savedHash],
-    ] as const) {
-      f.get(out).get(version).store("i32.store", address);
-      f.get(out).get(version).i64(0).call(hashLine).op("i32.wrap_i64").store("i32.store", hash);
-    }
-    f.get(out).i32(GATHERED.size).op("i32.add").set(out);
+  const bits = f.local("i64");
+  emitEachEntry(f, (entry) => {
+    f.get(entry).load("i64.load", ENTRY.changed).set(bits);
+    emitEachLine(f, entry, bits, ({ live, saved }) => {
+      for (const [version, address, hash] of [
+        [live, GATHERED.live, GATHERED.liveHash],
+        [saved, GATHERED.saved, GATHERED.savedHash],
+      ] as const) {
+        f.get(out).get(version).store("i32.store", address);
+        f.get(out).get(version).i64(0).call(hashLine).op("i32.wrap_i64").store("i32.store", hash);
+      }
+      f.get(out).i32(GATHERED.size).op("i32.add").set(out);
+    });
   });
   f.get(out);
 }
 
 function emitHashChange(f: FunctionBuilder, hashLine: number): void {
-  const sum = f.local("i64");
-  const place = f.local("i64");
-  emitEachLine(f, true, ({ live, saved, at, entry }) => {
-    f.get(entry).load("i64.load", ENTRY.key).get(at).op("i64.extend_i32_u").op("i64.add").set(place);
-    f.get(sum).get(live).get(place).call(hashLine).op("i64.add");
-    f.get(saved).get(place).call(hashLine).op("i64.sub").set(sum);
+  const [sum, place, bits] = [f.local("i64"), f.local("i64"), f.local("i64")];
+  emitEachEntry(f, (entry) => {
+    f.get(entry).load("i64.load", ENTRY.changed);
+    f.get(entry).load("i64.load", ENTRY.hashed).op("i64.and").set(bits);
+    emitEachLine(f, entry, bits, ({ live, saved, at }) => {
+      f.get(entry).load("i64.load", ENTRY.key).get(at).op("i64.extend_i32_u").op("i64.add").set(place);
+      f.get(sum).get(live).get(place).call(hashLine).op("i64.add");
+      f.get(saved).get(place).call(hashLine).op("i64.sub").set(sum);
+    });
   });
   f.get(sum);
 }
@@ -268,8 +281,9 @@ function emitHashMapping(f: FunctionBuilder): void {
 }
 
 /** Flags get the words that POPF gives them, whatever the arithmetic was that they came from (machine/flags.ts). */
-function emitPark(f: FunctionBuilder): void {
-  const cpu = f.param(0);
+function emitPark(f: FunctionBuilder, entry: Local): void {
+  const cpu = f.local("i32");
+  f.get(entry).load("i32.load", ENTRY.live).set(cpu);
   const [result, x, differing, low] = [f.local("i64"), f.local("i64"), f.local("i64"), f.local("i64")];
   f.get(cpu).load("i64.load", STATE.result).set(result);
   f.get(cpu).load("i64.load", STATE.x).set(x);

@@ -1,7 +1,8 @@
 // Guest memory: sparse pages of 4 KiB with permissions, each in a frame of the host memory.
 //
 // A frame can be mapped at several addresses. Pages that code was decoded from are never granted
-// write access in a TLB, so that every write to code comes through here, and listeners hear of it.
+// write access in a TLB, so that every write to code comes through here, and listeners hear of it. Where vCPUs
+// may see such a write late, the same goes for all pages that can be executed.
 // Reads and writes here are the laboratory's own and obey no permission; unmapped addresses are refused.
 
 import { type Addr, hex, isCanonical, PAGE_SIZE, pageOf, pagesOf } from "../base/addr.ts";
@@ -45,9 +46,29 @@ export interface MemoryTracker {
   remapping(page: Addr, before: Page | undefined): void;
 }
 
+/** The part of a store that lies in one frame, which code was in at some time. */
+export interface CodeStore {
+  readonly frame: Frame;
+  readonly offset: number;
+  readonly before: Uint8Array;
+  readonly after: Uint8Array;
+  /** A page that shows the frame can be executed at present. */
+  readonly executable: boolean;
+}
+
+/** Who keeps what vCPUs may still see of code (machine/fetchLog.ts). */
+export interface CodeStoreListener {
+  /** One store is going to be made, with all its parts; `by` is the state of the vCPU that makes it, if one does. */
+  storing(parts: readonly CodeStore[], by: HostAddress | undefined): void;
+  /** No page shows `frame` any more. */
+  freed(frame: Frame): void;
+}
+
 export class Memory {
   /** Absent until the first snapshot: until then, writes cost nothing more. */
   tracker: MemoryTracker | undefined;
+  /** Absent where stores to code are coherent. */
+  codeStores: CodeStoreListener | undefined;
   /** Something was written from here; whoever has looked may clear it. */
   written = false;
   private readonly host: Host;
@@ -66,6 +87,7 @@ export class Memory {
     if (!isCanonical(at + size - 1)) refuse("map-range", { address: hex(at), size });
     const pages = pagesOf(at, size);
     for (const page of pages) if (this.pages.has(page)) refuse("already-mapped", { address: hex(page) });
+    this.host.require((pages.length - this.free.size) * PAGE_SIZE);
     for (const page of pages) this.change(page, { frame: this.allocate(), access });
   }
 
@@ -82,7 +104,11 @@ export class Memory {
 
   unmap(at: Addr, size: number): void {
     this.requireMapped(at, size);
-    for (const page of pagesOf(at, size)) this.change(page, undefined);
+    for (const page of pagesOf(at, size)) {
+      const { frame } = this.pageAt(page);
+      this.change(page, undefined);
+      if (frame.pages.length === 0) this.codeStores?.freed(frame);
+    }
   }
 
   protect(at: Addr, size: number, access: Access): void {
@@ -107,6 +133,7 @@ export class Memory {
       this.free.delete(to.frame);
     }
     if (from !== undefined) this.listener.revoked(page);
+    if (this.codeStores !== undefined && to?.access.execute === true) this.markCode(page);
   }
 
   /** Every mapped page with its address, in no particular order. */
@@ -144,7 +171,9 @@ export class Memory {
     return bytes;
   }
 
-  write(at: Addr, bytes: Uint8Array): void {
+  /** `by` is the state of the vCPU whose store it is; where stores to code are not coherent, it sees its own at once. */
+  write(at: Addr, bytes: Uint8Array, by?: HostAddress): void {
+    if (this.codeStores !== undefined) this.announce(this.codeStores, at, bytes, by);
     this.forEachPart(at, bytes.length, (host, done, length, frame) => {
       this.willWrite(frame);
       this.host.u8.set(bytes.subarray(done, done + length), host);
@@ -156,6 +185,14 @@ export class Memory {
   readWord(at: Addr): bigint {
     const bytes = this.read(at, 8);
     return new DataView(bytes.buffer).getBigUint64(0, true);
+  }
+
+  /** The word at `at`, a multiple of eight, as a signed number: NaN if it is no canonical address, undefined if unmapped. */
+  readNumber(at: Addr): number | undefined {
+    const page = this.pages.get(pageOf(at));
+    if (page === undefined) return undefined;
+    const value = this.host.getNumber(page.frame.at + (at - pageOf(at)));
+    return isCanonical(value) ? value : Number.NaN;
   }
 
   writeWord(at: Addr, value: bigint): void {
@@ -187,7 +224,7 @@ export class Memory {
     size: number,
     visit: (host: HostAddress, done: number, length: number, frame: Frame) => void,
   ): void {
-    this.requireMapped(at, size);
+    if (at - pageOf(at) + size > PAGE_SIZE) this.requireMapped(at, size); // one page says so itself, below
     for (let done = 0; done < size; ) {
       const here = (at + done) as Addr;
       const within = here - pageOf(here);
@@ -196,6 +233,23 @@ export class Memory {
       visit(frame.at + within, done, length, frame);
       done += length;
     }
+  }
+
+  private announce(
+    listener: CodeStoreListener,
+    at: Addr,
+    bytes: Uint8Array,
+    by: HostAddress | undefined,
+  ): void {
+    const parts: CodeStore[] = [];
+    this.forEachPart(at, bytes.length, (host, done, length, frame) => {
+      if (!frame.code) return;
+      const executable = frame.pages.some((page) => this.pageAt(page).access.execute);
+      const before = this.host.u8.slice(host, host + length);
+      const after = bytes.subarray(done, done + length);
+      parts.push({ frame, offset: host - frame.at, before, after, executable });
+    });
+    if (parts.length > 0) listener.storing(parts, by);
   }
 
   private allocate(): Frame {

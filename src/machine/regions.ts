@@ -19,6 +19,12 @@ const MAX_INSTRUCTIONS = 512;
 const MAX_BLOCK_LENGTH = 64;
 /** Retired regions kept, the oldest going first. */
 const MAX_RETIRED = 64;
+/**
+ * Instructions that active regions may hold, each region counting for REGION_WEIGHT more; then all are retired. Code can be
+ * entered at every byte: what is made of it would have no bound but its size.
+ */
+const MAX_WEIGHT = 1 << 18;
+const REGION_WEIGHT = 64;
 
 export interface Region {
   readonly slot: number;
@@ -28,21 +34,28 @@ export interface Region {
   /** The bytes that it was made from: all its instructions. */
   readonly code: readonly { readonly at: Addr; readonly bytes: Uint8Array }[];
   readonly recording: boolean;
+  /** It runs at privilege level 3 only, or else at level 0 only. */
+  readonly user: boolean;
 }
 
 export class Regions {
+  /** While it is set, none is found or made: everything is interpreted. */
+  suspended = false;
   private readonly host: Host;
   private readonly memory: Memory;
   private readonly slots: Slots;
   private readonly recording: () => boolean;
   private readonly retired: (region: Region) => void;
   private readonly active = new Map<number, Region>();
-  private readonly entries = new Map<Addr, { region: Region; entry: number }>();
+  /** By `entryKey`. */
+  private readonly entries = new Map<number, { region: Region; entry: number }>();
   private readonly byPage = new Map<Addr, Set<Region>>();
   /** Retired ones, the oldest first; and those with a block at an address. */
   private readonly kept = new Set<Region>();
   private readonly keptWith = new Map<Addr, Set<Region>>();
   private readonly stops = new Map<Addr, number>();
+  /** Of the active ones, as MAX_WEIGHT counts. */
+  private weight = 0;
 
   /** `retired` is told of every region whose jump-cache entries must go. */
   constructor(
@@ -73,31 +86,35 @@ export class Regions {
   }
 
   /** The active region that has a block at `ip`; one that was retired and fits memory again becomes active. */
-  find(ip: Addr): { region: Region; entry: number } | undefined {
-    const found = this.entries.get(ip);
+  find(ip: Addr, user = false): { region: Region; entry: number } | undefined {
+    if (this.suspended) return undefined;
+    const found = this.entries.get(entryKey(ip, user));
     if (found !== undefined) return found;
     for (const region of this.keptWith.get(ip) ?? []) {
-      if (!this.fits(region)) continue;
+      if (region.user !== user || !this.fits(region)) continue;
       this.forget(region);
       this.activate(region);
-      return this.entries.get(ip);
+      return this.entries.get(entryKey(ip, user));
     }
     return undefined;
   }
 
   /**
-   * Compiles the code reachable from `ip`; undefined if not even its first instruction can be. `went` says where
-   * instructions went when they were last seen; it guides the layout, and correctness does not rest on it.
+   * Compiles the code reachable from `ip`, for the kernel or user code; undefined if not even its first instruction can
+   * be. `went` says where instructions went when they were last seen; it guides the layout, and correctness does not
+   * rest on it.
    */
   compile(
     ip: Addr,
     went: ReadonlyMap<Addr, Addr> = new Map(),
+    user = false,
   ): { region: Region; entry: number } | undefined {
-    const blocks = this.discover(ip, went);
+    const blocks = this.suspended ? [] : this.discover(ip, went);
     if (blocks.length === 0) return undefined;
+    if (this.weight > MAX_WEIGHT) this.retireAll();
     const slot = this.slots.reserve();
     const recording = this.recording();
-    const emitted = emitRegion(blocks, went, slot, recording);
+    const emitted = emitRegion(blocks, { went, slot, recording, user });
     const module = new ModuleBuilder();
     module.importMemory("host", "memory", { minimum: 1 });
     module.function(emitted.function, "region");
@@ -108,8 +125,8 @@ export class Regions {
       const size = instructions.reduce((sum, instruction) => sum + instruction.length, 0);
       return { at, bytes: this.memory.read(at, size) };
     });
-    this.activate({ slot, blocks, stopPoints: emitted.stopPoints, code, recording });
-    return this.entries.get(ip);
+    this.activate({ slot, blocks, stopPoints: emitted.stopPoints, code, recording, user });
+    return this.entries.get(entryKey(ip, user));
   }
 
   /** Retires what was made from bytes of `[at, at + size)`. */
@@ -155,8 +172,10 @@ export class Regions {
 
   private activate(region: Region): void {
     this.active.set(region.slot, region);
+    this.weight += weightOf(region);
     region.blocks.forEach(({ ip }, entry) => {
-      if (!this.entries.has(ip)) this.entries.set(ip, { region, entry });
+      const key = entryKey(ip, region.user);
+      if (!this.entries.has(key)) this.entries.set(key, { region, entry });
     });
     for (const { at, bytes } of region.code) {
       for (const page of pagesOf(at, bytes.length)) {
@@ -169,7 +188,11 @@ export class Regions {
 
   private retire(region: Region): void {
     this.active.delete(region.slot);
-    for (const { ip } of region.blocks) if (this.entries.get(ip)?.region === region) this.entries.delete(ip);
+    this.weight -= weightOf(region);
+    for (const { ip } of region.blocks) {
+      const key = entryKey(ip, region.user);
+      if (this.entries.get(key)?.region === region) this.entries.delete(key);
+    }
     for (const { at, bytes } of region.code) {
       for (const page of pagesOf(at, bytes.length)) removeFrom(this.byPage, page, region);
     }
@@ -255,6 +278,15 @@ function block(
     if (definitionOf(instruction)?.role !== "straight" || leaders.has(at)) break;
   }
   return { ip: leader, instructions: run };
+}
+
+/** One number for an address and a privilege level. */
+function entryKey(ip: Addr, user: boolean): number {
+  return 2 * ip + (user ? 1 : 0);
+}
+
+function weightOf({ blocks }: Region): number {
+  return blocks.reduce((sum, { instructions }) => sum + instructions.length, REGION_WEIGHT);
 }
 
 function addTo(sets: Map<Addr, Set<Region>>, key: Addr, region: Region): void {

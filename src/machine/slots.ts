@@ -11,6 +11,11 @@ export class Slots {
     this.table = trunk.table;
   }
 
+  /** Those given out and not taken back. */
+  get used(): number {
+    return this.next - SLOT.first - this.free.length;
+  }
+
   reserve(): number {
     const slot = this.free.pop() ?? this.next++;
     if (slot === this.table.length) this.table.grow(this.table.length);

@@ -1,4 +1,5 @@
-// Snapshots of a machine: guest memory with its mappings, the vCPUs, and the record of true calls.
+// Snapshots of a machine: guest memory with its mappings, the vCPUs with what they may still see of code that was
+// stored to, and the record of true calls.
 //
 // Any number of them, restored in any order; they form a tree. The present state is one of them, `current`,
 // plus what the tracker has seen change since. Only that is looked at when a snapshot is made, and when one is
@@ -9,17 +10,24 @@ import type { Addr } from "../base/addr.ts";
 import { refuse } from "../base/refuse.ts";
 import { FLAG } from "../x86/register.ts";
 import { STATE } from "../x86/state.ts";
-import type { CallRecord, Chain } from "./callRecord.ts";
+import type { History } from "./byteHistory.ts";
+import type { Chain } from "./callChain.ts";
+import type { CallRecord } from "./callRecord.ts";
 import { Deltas, EMPTY_DELTA } from "./delta.ts";
+import type { FetchLogs } from "./fetchLog.ts";
 import type { Host, HostAddress } from "./host.ts";
-import { type Change, Journal } from "./journal.ts";
-import { type LineKernels, makeLineKernels } from "./lineKernels.ts";
+import { type Change, Restorable } from "./journal.ts";
+import { LINE_SIZE, makeLineKernels } from "./lineKernels.ts";
 import { LineStore } from "./lineStore.ts";
 import type { Frame, Memory, MemoryTracker, Page } from "./memory.ts";
 import { NO_DIFFERENCE, pathBetween, prune, SnapshotNode } from "./snapshotTree.ts";
 import { StateHash } from "./stateHash.ts";
 import { placeOf, Tracker } from "./tracker.ts";
 import type { Vcpu } from "./vcpu.ts";
+
+/** Of a vCPU's state: bits of the lines from the system registers on, but for the count of what was executed. */
+const SYSTEM_LINES =
+  2 ** (STATE.end / LINE_SIZE) - 2 ** Math.floor(STATE.cs / LINE_SIZE) - 2 ** (STATE.retired / LINE_SIZE);
 
 /** A state to come back to. */
 export class Snapshot {
@@ -56,38 +64,53 @@ export class Snapshots implements MemoryTracker {
   private readonly host: Host;
   private readonly memory: Memory;
   private readonly vcpus: readonly Vcpu[];
-  private readonly calls: CallRecord;
-  private readonly kernels: LineKernels;
   private readonly tracker: Tracker;
   private readonly stateHash: StateHash;
   private readonly lines = new LineStore();
   private readonly deltas = new Deltas(this.lines);
-  /** What was mapped otherwise at the current snapshot; the frames whose pages have changed since; the stacks. */
-  private readonly pages = new Journal<Addr, Page>();
+  /** What TypeScript keeps besides: what is mapped, the stacks' chains, what vCPUs may still see of code. */
+  private readonly pages: Restorable<Addr, Page>;
+  private readonly chains: Restorable<number, Chain>;
+  private readonly histories: Restorable<number, History>;
+  /** The frames whose pages have changed since the current snapshot. */
   private readonly displaced = new Set<Frame>();
-  private readonly chains = new Journal<number, Chain>();
-  /** What `go` is going to bring about; empty otherwise. */
-  private readonly nextPages = new Map<Addr, Page | undefined>();
-  private readonly nextChains = new Map<number, Chain | undefined>();
   private current = new SnapshotNode(undefined, NO_DIFFERENCE, false);
   private inUse = 0;
 
   /** From now on all writes are followed. */
-  constructor(host: Host, memory: Memory, vcpus: readonly Vcpu[], calls: CallRecord) {
+  constructor(
+    host: Host,
+    memory: Memory,
+    vcpus: readonly Vcpu[],
+    calls: CallRecord,
+    logs: FetchLogs | undefined,
+  ) {
     this.host = host;
     this.memory = memory;
     this.vcpus = vcpus;
-    this.calls = calls;
-    this.kernels = makeLineKernels(host);
+    this.pages = new Restorable(
+      (page) => memory.find(page),
+      (page, to) => memory.change(page, to),
+    );
+    this.chains = new Restorable(
+      (stack) => calls.get(stack),
+      (stack, to) => calls.set(stack, to),
+    );
+    this.histories = new Restorable(
+      (key) => logs?.get(key),
+      (key, to) => logs?.set(key, to),
+    );
+    const kernels = makeLineKernels(host);
     this.park();
     const states = vcpus.map(({ cpu }) => cpu);
-    this.tracker = new Tracker(host, this.kernels, states, (page) => {
+    this.tracker = new Tracker(host, kernels, states, (page) => {
       for (const vcpu of vcpus) vcpu.revokeWrites(page);
     });
-    this.stateHash = new StateHash(this.kernels, memory, vcpus, this.tracker);
+    this.stateHash = new StateHash(kernels, memory, vcpus, this.tracker);
     for (const vcpu of vcpus) vcpu.flushTlb();
     memory.tracker = this;
-    calls.journal = this.chains;
+    calls.journal = this.chains.journal;
+    if (logs !== undefined) logs.journal = this.histories.journal;
   }
 
   get stats(): SnapshotStats {
@@ -105,7 +128,7 @@ export class Snapshots implements MemoryTracker {
   }
 
   remapping(page: Addr, before: Page | undefined): void {
-    this.pages.note(page, before);
+    this.pages.journal.note(page, before);
     if (before !== undefined) this.displaced.add(before.frame);
   }
 
@@ -114,9 +137,9 @@ export class Snapshots implements MemoryTracker {
     this.look();
     const pages = this.changedPages();
     const hash = this.current.hash === undefined ? undefined : this.currentHash(this.current.hash, pages);
-    const chains = this.changedChains();
+    const [chains, histories] = [this.chains.changes(), this.histories.changes()];
     const before = this.current;
-    this.current = new SnapshotNode(before, { delta: this.gather(), pages, chains }, true);
+    this.current = new SnapshotNode(before, { delta: this.gather(), pages, chains, histories }, true);
     this.current.hash = hash;
     this.tracker.commit();
     this.settle();
@@ -133,16 +156,22 @@ export class Snapshots implements MemoryTracker {
     this.go(node);
     this.current = node;
     this.tracker.diff(written);
-    const differing = this.vcpus.filter((_, index) => this.tracker.hasVcpuChanged(index));
-    for (const vcpu of differing)
+    const differing = this.vcpus.filter(({ index }) => this.tracker.changedVcpuLines(index) !== 0);
+    const bySystem = differing.filter(({ index }) => this.differsBySystem(index));
+    for (const vcpu of bySystem)
       if (!sameRights(this.host, vcpu.cpu, this.tracker.savedVcpu(vcpu.index))) vcpu.flushTlb();
     for (const { frame, offset, size } of this.tracker.undo()) this.memory.reportCode(frame, offset, size);
-    for (const vcpu of differing) vcpu.unpark();
+    for (const vcpu of differing) vcpu.unpark(bySystem.includes(vcpu));
     this.settle();
     prune(before, node, this.deltas);
   }
 
   hash(): bigint {
+    // Apart, because it is nearly always nothing, and because what is mapped has a part in it.
+    return BigInt.asUintN(64, this.hashWithoutLogs() + this.stateHash.logs());
+  }
+
+  private hashWithoutLogs(): bigint {
     this.look();
     const pages = this.changedPages();
     if (this.current.hash === undefined) {
@@ -173,7 +202,7 @@ export class Snapshots implements MemoryTracker {
     this.memory.written = false;
     for (const vcpu of this.vcpus) {
       written ||= vcpu.hasRun;
-      vcpu.park(this.kernels);
+      vcpu.park();
     }
     return written;
   }
@@ -184,13 +213,9 @@ export class Snapshots implements MemoryTracker {
 
   /** What is mapped otherwise than at the current snapshot; the frames concerned are in `displaced` afterwards. */
   private changedPages(): readonly Change<Addr, Page>[] {
-    const changes = this.pages.changes((page) => this.memory.find(page));
+    const changes = this.pages.changes();
     for (const { after } of changes) if (after !== undefined) this.displaced.add(after.frame);
     return changes;
-  }
-
-  private changedChains(): readonly Change<number, Chain>[] {
-    return this.chains.changes((stack) => this.calls.get(stack));
   }
 
   /** What the tracker found changed, as a delta. */
@@ -204,42 +229,55 @@ export class Snapshots implements MemoryTracker {
     return delta;
   }
 
-  /** Brings about mappings and call chains of `node`, and its memory as far as it can be written before the undo. */
+  /** Brings about what TypeScript keeps of `node`, and its memory as far as it can be written before the undo. */
   private go(node: SnapshotNode): void {
-    const { nextPages, nextChains } = this;
-    for (const { key, before } of this.changedPages()) nextPages.set(key, before);
-    for (const { key, before } of this.changedChains()) nextChains.set(key, before);
+    const { pages, chains, histories, deltas } = this;
+    pages.revert(this.changedPages());
+    chains.revert(chains.changes());
+    histories.revert(histories.changes());
     const { up, down } = pathBetween(this.current, node);
-    for (const { delta, pages, chains } of up) {
-      this.deltas.forEach(delta, (at, before) => this.write(at, before));
-      for (const { key, before } of pages) nextPages.set(key, before);
-      for (const { key, before } of chains) nextChains.set(key, before);
+    for (const passed of up) {
+      deltas.forEach(passed.delta, (at, before) => this.write(at, before));
+      pages.revert(passed.pages);
+      chains.revert(passed.chains);
+      histories.revert(passed.histories);
     }
-    for (const { delta, pages, chains } of down) {
-      this.deltas.forEach(delta, (at, _, after) => this.write(at, after));
-      for (const { key, after } of pages) nextPages.set(key, after);
-      for (const { key, after } of chains) nextChains.set(key, after);
+    for (const passed of down) {
+      deltas.forEach(passed.delta, (at, _, after) => this.write(at, after));
+      pages.repeat(passed.pages);
+      chains.repeat(passed.chains);
+      histories.repeat(passed.histories);
     }
-    for (const [page, to] of nextPages) if (this.memory.find(page) !== to) this.memory.change(page, to);
-    for (const [stack, chain] of nextChains) this.calls.set(stack, chain);
-    if (nextPages.size > 0) nextPages.clear();
-    if (nextChains.size > 0) nextChains.clear();
+    pages.apply();
+    chains.apply();
+    histories.apply();
   }
 
   private write(line: HostAddress, content: number): void {
     this.lines.copy(content, this.host, this.tracker.target(line));
   }
 
+  /** Whether more than a vCPU's registers and status flags is to be changed, as the tracker sees it. */
+  private differsBySystem(index: number): boolean {
+    const { host, tracker, vcpus } = this;
+    if ((tracker.changedVcpuLines(index) & SYSTEM_LINES) !== 0) return true;
+    const flags = STATE.systemFlags >> 2;
+    return host.i32[(vcpus[index]!.cpu >> 2) + flags] !== host.i32[(tracker.savedVcpu(index) >> 2) + flags];
+  }
+
   /** The present state is the current snapshot's: forgets what has changed since. */
   private settle(): void {
-    this.chains.clear();
-    if (this.pages.isEmpty) return;
+    this.chains.journal.clear();
+    this.histories.journal.clear();
+    if (this.pages.journal.isEmpty) return;
     this.changedPages();
     for (const frame of this.displaced) if (frame.tracked >= 0) this.tracker.setPlace(frame, placeOf(frame));
     this.displaced.clear();
-    this.pages.clear();
+    this.pages.journal.clear();
   }
 }
+
+const DR7 = STATE.dr + 8 * 7;
 
 /** What a TLB may let pass besides what mappings say depends on: privilege, CR0, CR4, EFER, and AC of the flags. */
 function sameRights(host: Host, a: HostAddress, b: HostAddress): boolean {
@@ -251,6 +289,8 @@ function sameRights(host: Host, a: HostAddress, b: HostAddress): boolean {
     same(STATE.cr0) &&
     same(STATE.cr4) &&
     same(STATE.efer) &&
-    (flags & Number(FLAG.AC)) === 0
+    (flags & Number(FLAG.AC)) === 0 &&
+    // Pages with a data breakpoint are in no TLB: with any that is armed, on either side.
+    ((i32[(a + DR7) >> 2]! | i32[(b + DR7) >> 2]!) & 0xff) === 0
   );
 }

@@ -4,7 +4,8 @@
 // With one child it is joined with that; so there are never more than two nodes to a snapshot in use.
 
 import type { Addr } from "../base/addr.ts";
-import type { Chain } from "./callRecord.ts";
+import type { History } from "./byteHistory.ts";
+import type { Chain } from "./callChain.ts";
 import { type Delta, type Deltas, EMPTY_DELTA } from "./delta.ts";
 import { type Change, composeChanges, NONE } from "./journal.ts";
 import type { Page } from "./memory.ts";
@@ -14,6 +15,7 @@ export interface Difference {
   delta: Delta;
   pages: readonly Change<Addr, Page>[];
   chains: readonly Change<number, Chain>[];
+  histories: readonly Change<number, History>[];
 }
 
 export class SnapshotNode implements Difference {
@@ -21,6 +23,7 @@ export class SnapshotNode implements Difference {
   delta: Delta;
   pages: readonly Change<Addr, Page>[];
   chains: readonly Change<number, Chain>[];
+  histories: readonly Change<number, History>[];
   /** Of the state, if it was ever asked for. */
   hash: bigint | undefined;
   /** Somebody may restore it. */
@@ -32,10 +35,15 @@ export class SnapshotNode implements Difference {
   private next: SnapshotNode | undefined;
   private previous: SnapshotNode | undefined;
 
-  constructor(parent: SnapshotNode | undefined, { delta, pages, chains }: Difference, inUse: boolean) {
+  constructor(
+    parent: SnapshotNode | undefined,
+    { delta, pages, chains, histories }: Difference,
+    inUse: boolean,
+  ) {
     this.delta = delta;
     this.pages = pages;
     this.chains = chains;
+    this.histories = histories;
     this.inUse = inUse;
     this.depth = parent === undefined ? 0 : parent.depth + 1;
     this.parent = parent;
@@ -73,7 +81,7 @@ export class SnapshotNode implements Difference {
   }
 }
 
-export const NO_DIFFERENCE: Difference = { delta: EMPTY_DELTA, pages: NONE, chains: NONE };
+export const NO_DIFFERENCE: Difference = { delta: EMPTY_DELTA, pages: NONE, chains: NONE, histories: NONE };
 
 /** The way from one node to another: up to the ancestor that they share, then down. */
 export interface Path {
@@ -126,5 +134,6 @@ function join(node: SnapshotNode, child: SnapshotNode, deltas: Deltas): void {
   child.delta = deltas.compose(node.delta, child.delta);
   child.pages = composeChanges(node.pages, child.pages);
   child.chains = composeChanges(node.chains, child.chains);
+  child.histories = composeChanges(node.histories, child.histories);
   parent.adopt(child);
 }

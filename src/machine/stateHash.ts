@@ -4,11 +4,17 @@
 // A frame is known by the lowest page that shows it. Everything contributes to a sum modulo 2^64.
 
 import type { Addr } from "../base/addr.ts";
+import type { History } from "./byteHistory.ts";
+import { MAX_LOG_BYTES, stretchOf } from "./fetchLog.ts";
 import type { Change } from "./journal.ts";
 import type { LineKernels } from "./lineKernels.ts";
 import type { Access, Frame, Memory, Page } from "./memory.ts";
 import { NOWHERE, placeOf, placeOfVcpu, type Tracker } from "./tracker.ts";
 import type { Vcpu } from "./vcpu.ts";
+
+/** Bits besides a byte's value, of one in the past of code: that it is such, and that it cannot be seen any more. */
+const HISTORY = 0x200;
+const UNSEEN = 0x100;
 
 type Mapping = readonly [page: Addr, access: Access];
 
@@ -59,6 +65,32 @@ export class StateHash {
       sum -= this.frameHash(this.tracker.savedOf(frame), mappings);
     }
     return sum + this.tracker.hashChange();
+  }
+
+  /** What vCPUs may still see of code that was stored to. */
+  logs(): bigint {
+    let sum = 0n;
+    for (const { log } of this.vcpus) {
+      if (log === undefined) continue;
+      for (const [stretch, history] of log.entries()) sum += this.historyHash(log.index, stretch, history);
+    }
+    return sum;
+  }
+
+  /** Of each byte at each instant, counted from the present back. */
+  private historyHash(vcpu: number, stretch: number, { places, instants, since }: History): bigint {
+    let sum = 0n;
+    for (const [index, { frame, offset }] of places.entries()) {
+      const at = placeOf(frame).key + offset;
+      const which = stretchOf(frame, offset) === stretch ? 0 : 1; // a byte is in two stretches at most
+      for (const [n, content] of instants.entries()) {
+        const age = instants.length - 1 - n;
+        const unseen = n < since[index]! ? UNSEEN : 0;
+        const when = (vcpu * MAX_LOG_BYTES + age) * 2 + which;
+        sum += this.kernels.hashMapping(at, when, HISTORY | unseen | content[index]!);
+      }
+    }
+    return sum;
   }
 
   /** What the lines of a frame and the pages that show it contribute. */

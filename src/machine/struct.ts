@@ -62,19 +62,30 @@ export class StructView<F extends string> {
     );
   }
 
-  /** A field of up to four bytes, or one that holds an address, as a signed number. */
+  /** A field of up to four bytes, or one that holds an address, as a signed number: several times cheaper than `get`. */
   getNumber(field: F): number {
-    return Number(BigInt.asIntN(8 * this.field(field).size, this.get(field)));
+    const { offset, size } = this.field(field);
+    const at = (this.at + offset) as Addr;
+    const address = size === 8 && at % 8 === 0 ? this.memory.readNumber(at) : undefined;
+    if (address !== undefined && !Number.isNaN(address)) return address;
+    return Number(BigInt.asIntN(8 * size, this.get(field)));
   }
 
   set(field: F, value: bigint | number): void {
     const { offset, size } = this.field(field);
-    const bytes = new Uint8Array(8);
-    new DataView(bytes.buffer).setBigUint64(0, BigInt.asUintN(64, BigInt(value)), true);
-    this.memory.write((this.at + offset) as Addr, bytes.subarray(0, size));
+    if (typeof value === "bigint") SCRATCH.setBigUint64(0, BigInt.asUintN(64, value), true);
+    else {
+      SCRATCH.setInt32(0, (value % 2 ** 32) | 0, true);
+      SCRATCH.setInt32(4, Math.floor(value / 2 ** 32) | 0, true);
+    }
+    this.memory.write((this.at + offset) as Addr, SCRATCH_BYTES.subarray(0, size));
   }
 
   private field(field: F): Field {
     return this.layout.fields[field] ?? bug(`${this.layout.name} has no field ${field}`);
   }
 }
+
+/** What a write is made of; memory keeps none of it. */
+const SCRATCH_BYTES = new Uint8Array(8);
+const SCRATCH = new DataView(SCRATCH_BYTES.buffer);

@@ -1,13 +1,13 @@
-// A vCPU's TLB: what its loads and stores may touch without asking.
+// A vCPU's TLB: what its loads and stores may touch without asking, apart for the kernel and for user code.
 //
 // What one entry cannot say (an access across two pages, a write to a page that code was decoded
 // from) goes through a window: for one instruction the entry points at a scratch copy, which is written
 // back afterwards through guest memory, where listeners hear of it.
 
 import { type Addr, isCanonical, PAGE_SIZE, pagesOf } from "../base/addr.ts";
+import type { Instruction } from "../x86/decode.ts";
 import { usesStackSegment } from "../x86/segment.ts";
-import { ACCESS, EMPTY_PAGE, STATE, TLB_ENTRIES } from "../x86/state.ts";
-import { fetch } from "./code.ts";
+import { ACCESS, BANK_SHIFT, EMPTY_PAGE, STATE, TLB_ENTRIES, USER_BANK } from "../x86/state.ts";
 import type { Fault } from "./exit.ts";
 import type { Host, HostAddress } from "./host.ts";
 import type { Memory, Page } from "./memory.ts";
@@ -31,6 +31,7 @@ export interface Watcher {
 }
 
 const TABLES = [STATE.readTlb, STATE.writeTlb];
+const BANKS = [0, USER_BANK];
 
 export class Tlb {
   private readonly host: Host;
@@ -38,19 +39,25 @@ export class Tlb {
   private readonly cpu: HostAddress;
   private readonly scratch: HostAddress;
   private readonly denial: (page: Page | undefined, write: boolean) => number | undefined;
+  private readonly instruction: () => Instruction | undefined;
   private readonly watcher: Watcher;
   private windows: Window[] = [];
 
-  /** `scratch` is SCRATCH_BYTES, page-aligned; `denial` judges an access to a page, with an error code if it faults. */
+  /**
+   * `scratch` is SCRATCH_BYTES, page-aligned; `denial` judges an access to a page, with an error code if it faults;
+   * `instruction` is the one under way.
+   */
   constructor(
     host: Host,
     memory: Memory,
     cpu: HostAddress,
     scratch: HostAddress,
     denial: (page: Page | undefined, write: boolean) => number | undefined,
+    instruction: () => Instruction | undefined,
     watcher: Watcher,
   ) {
     this.denial = denial;
+    this.instruction = instruction;
     this.watcher = watcher;
     this.host = host;
     this.memory = memory;
@@ -60,8 +67,18 @@ export class Tlb {
   }
 
   flush(): void {
+    for (const bank of BANKS) this.flushBank(bank);
+  }
+
+  /** Forgets what the kernel may access. */
+  flushKernel(): void {
+    this.flushBank(0);
+  }
+
+  private flushBank(bank: number): void {
     // No page has the address that a repeated byte makes.
-    for (const table of TABLES) this.host.u8.fill(1, this.cpu + table, this.cpu + table + 16 * TLB_ENTRIES);
+    const start = this.cpu + bank;
+    for (const table of TABLES) this.host.u8.fill(1, start + table, start + table + 16 * TLB_ENTRIES);
     this.clear(this.cpu + STATE.secondReadTlb);
   }
 
@@ -82,29 +99,22 @@ export class Tlb {
     const at = host.getNumber(cpu + STATE.missAddress) as Addr; // rounded if it is not canonical
     const access = host.i32[(cpu + STATE.missAccess) >> 2]!;
     const size = access & 0xffff;
-    const kind = (access >> 16) & 0xff;
-    const slot = access >> 24;
+    const kind = access >> 16;
     const write = kind === ACCESS.write;
     if (!isCanonical(at) || !isCanonical(at + size - 1))
       return { vector: this.usesStackSegment(write) ? "#SS" : "#GP", errorCode: 0 };
     const touched = pagesOf(at, size);
     let code = false;
-    for (const page of slot === 0 ? touched : touched.toReversed()) {
+    for (const page of touched) {
       const mapped = this.memory.find(page);
       const errorCode = this.denial(mapped, write);
-      if (mapped === undefined || errorCode !== undefined) {
-        const failed = slot === 0 ? at : lastPiece(at, size, slot, page);
-        return {
-          vector: "#PF",
-          errorCode: errorCode ?? 0,
-          address: Math.max(page, failed) as Addr,
-          size: slot || size,
-        };
-      }
+      if (mapped === undefined || errorCode !== undefined)
+        return { vector: "#PF", errorCode: errorCode ?? 0, address: Math.max(page, at) as Addr, size };
       code ||= mapped.frame.code;
     }
     const first = touched[0]!;
-    const entry = kind === ACCESS.read2 ? cpu + STATE.secondReadTlb : cpu + TABLES[kind]! + indexOf(first);
+    const bank = host.i32[(cpu + STATE.cpl) >> 2]! << BANK_SHIFT;
+    const entry = cpu + (kind === ACCESS.read2 ? STATE.secondReadTlb : bank + TABLES[kind]! + indexOf(first));
     if (touched.length === 1 && !(write && code) && !this.watcher.isWatched(first)) {
       const { frame } = this.memory.find(first)!;
       if (write) this.memory.willWrite(frame);
@@ -121,8 +131,8 @@ export class Tlb {
 
   /** Whether the access that missed goes through ss: then it is #SS that a bad address raises. */
   private usesStackSegment(write: boolean): boolean {
-    const fetched = fetch(this.memory, this.host.getNumber(this.cpu + STATE.rip) as Addr);
-    return fetched.kind === "instruction" && usesStackSegment(fetched.instruction, write);
+    const instruction = this.instruction();
+    return instruction !== undefined && usesStackSegment(instruction, write);
   }
 
   /** Ends the windows of the instruction that was just tried. */
@@ -133,7 +143,7 @@ export class Tlb {
     for (const { entry, at, size, scratch, write } of windows) {
       this.clear(entry);
       if (retired) this.watcher.accessed(at, size, write);
-      if (write && retired) this.memory.write(at, this.host.u8.slice(scratch, scratch + size));
+      if (write && retired) this.memory.write(at, this.host.u8.slice(scratch, scratch + size), this.cpu);
     }
   }
 
@@ -145,19 +155,15 @@ export class Tlb {
   }
 
   private clearFor(page: Addr, table: number): void {
-    const entry = this.cpu + table + indexOf(page);
-    if (this.host.getNumber(entry) === page) this.clear(entry);
+    for (const bank of BANKS) {
+      const entry = this.cpu + bank + table + indexOf(page);
+      if (this.host.getNumber(entry) === page) this.clear(entry);
+    }
   }
 
   private clear(entry: HostAddress): void {
     this.host.i64[entry >> 3] = EMPTY_PAGE;
   }
-}
-
-/** Of an access to `at` in pieces of `slot` bytes, the highest piece that touches `page`, the highest of its pages. */
-function lastPiece(at: Addr, size: number, slot: number, page: Addr): Addr {
-  const end = Math.min(size, page + PAGE_SIZE - at);
-  return (at + Math.ceil(end / slot) * slot - slot) as Addr;
 }
 
 /** Offset of the entry for `page` in its table. */

@@ -12,9 +12,11 @@ import type { Host, HostAddress } from "./host.ts";
 import { ENTRY, GATHERED, LINE_SIZE, LINES_PER_PAGE, type LineKernels } from "./lineKernels.ts";
 import type { Frame } from "./memory.ts";
 
-/** Comparisons without a difference after which a frame is no longer followed. */
+/** When a frame is no longer followed: comparing it that often costs about as much as its next first write. */
 const MAX_IDLE = 8;
 const INITIAL_CAPACITY = 256;
+const PAGE_SHIFT = Math.log2(PAGE_SIZE);
+const LINE_SHIFT = Math.log2(LINE_SIZE);
 /** Frames whose lines are gathered at a time. */
 const BATCH = 16;
 const GATHERED_BYTES = BATCH * LINES_PER_PAGE * GATHERED.size;
@@ -43,15 +45,14 @@ export class Tracker {
   private readonly revokeWrites: (page: Addr) => void;
   /** Those that are followed; each knows its place here. vCPUs come first. */
   private readonly followed: Frame[] = [];
-  private readonly idle: number[] = [];
   private readonly vcpus: number;
   /** Every frame that was ever followed, by its page in host memory: what deltas can speak of. */
   private readonly frames: Frame[] = [];
   private readonly freeCopies: HostAddress[] = [];
   private list: HostAddress;
   private capacity = INITIAL_CAPACITY;
-  /** Memory was compared since it was last known to differ nowhere. */
-  private looked = false;
+  /** How often memory was compared since it was last known to differ nowhere: 0, or 1 for once or more. */
+  private compared = 0;
   private readonly gathered: HostAddress;
 
   /** `states` are the host addresses of the vCPUs' states. */
@@ -70,6 +71,8 @@ export class Tracker {
     states.forEach((at, index) => {
       this.follow({ at, pages: [], code: false, tracked: -1 }, placeOfVcpu(index), VCPU_LINES);
     });
+    this.diff(false); // parks them
+    this.commit();
   }
 
   /** How many frames are followed, the vCPUs' included. */
@@ -84,13 +87,13 @@ export class Tracker {
     const copy = this.freeCopies.pop() ?? host.reserve(PAGE_SIZE, PAGE_SIZE);
     host.u8.copyWithin(copy, frame.at, frame.at + PAGE_SIZE);
     frame.tracked = this.followed.push(frame) - 1;
-    this.idle.push(0);
-    this.frames[frame.at / PAGE_SIZE] = frame;
+    this.frames[frame.at >>> PAGE_SHIFT] = frame;
     const entry = this.entry(frame);
     host.i32[(entry + ENTRY.live) >> 2] = frame.at;
     host.i32[(entry + ENTRY.saved) >> 2] = copy;
-    host.i64[(entry + ENTRY.changed) >> 3] = 0n;
-    host.setNumber(entry + ENTRY.lines, lines);
+    host.setNumber(entry + ENTRY.changed, 0);
+    host.i32[(entry + ENTRY.bytes) >> 2] = lines * LINE_SIZE;
+    host.i32[(entry + ENTRY.idle) >> 2] = MAX_IDLE; // what is written once only is soon given up
     this.setPlace(frame, place);
   }
 
@@ -111,17 +114,20 @@ export class Tracker {
     return this.copyOf(this.followed[index]!);
   }
 
-  hasVcpuChanged(index: number): boolean {
-    return this.hasChanged(this.followed[index]!);
+  /** A bit for each line of a vCPU's state that has changed. */
+  changedVcpuLines(index: number): number {
+    return this.host.i32[(this.list + index * ENTRY.size + ENTRY.changed) >> 2]!;
   }
 
   /**
-   * Finds what has changed, for the methods below. Unless memory may have been `written` since the last time, what
-   * was found then and what `target` gave out is all.
+   * Parks the vCPUs' states, and finds what has changed, for the methods below. Unless memory may have been `written`
+   * since the last time, what was found then and what `target` gave out is all.
    */
   diff(written: boolean): void {
-    this.looked ||= written;
-    this.kernels.diff(this.list, written ? this.end : this.list + this.vcpus * ENTRY.size);
+    const { kernels, list } = this;
+    if (written) this.compared = 1;
+    kernels.park(list, this.vcpusEnd);
+    kernels.diff(list, written ? this.end : this.vcpusEnd);
   }
 
   /** What the lines that changed add to the hash. */
@@ -145,8 +151,7 @@ export class Tracker {
 
   /** Copies what has changed: the present state is the one to compare with from now on. */
   commit(): void {
-    this.kernels.commit(this.list, this.end);
-    this.settle();
+    this.settle(this.kernels.commit);
   }
 
   /** Puts back what has changed; returns where that was code. */
@@ -154,25 +159,28 @@ export class Tracker {
     const code: ChangedCode[] = [];
     for (const frame of this.followed)
       if (frame.code && this.hasChanged(frame)) this.findChangedCode(frame, code);
-    this.kernels.undo(this.list, this.end);
-    this.settle();
+    this.settle(this.kernels.undo);
     return code;
   }
 
   /** Where to write a line of another snapshot, at `line` of host memory, so that the next `undo` brings it about. */
   target(line: HostAddress): HostAddress {
-    const offset = line % PAGE_SIZE;
-    const frame = this.frames[(line - offset) / PAGE_SIZE]!;
+    const offset = line & (PAGE_SIZE - 1);
+    const frame = this.frames[line >>> PAGE_SHIFT]!;
     // Code is compared in the end, so that only what is different then is decoded anew.
     if (frame.tracked < 0 && frame.code) this.follow(frame);
     if (frame.tracked < 0) return line;
-    const bit = offset / LINE_SIZE;
+    const bit = offset >> LINE_SHIFT;
     this.host.i32[((this.entry(frame) + ENTRY.changed) >> 2) + (bit >> 5)]! |= 1 << (bit & 31);
     return this.copyOf(frame) + offset;
   }
 
   private get end(): HostAddress {
     return this.list + this.followed.length * ENTRY.size;
+  }
+
+  private get vcpusEnd(): HostAddress {
+    return this.list + this.vcpus * ENTRY.size;
   }
 
   private entry(frame: Frame): HostAddress {
@@ -203,19 +211,17 @@ export class Tracker {
     }
   }
 
-  /** Nothing differs any more. Gives up frames in which nothing did for long. */
-  private settle(): void {
+  /** Makes both versions the same by `copy`. Gives up frames in which nothing has changed for long; never vCPUs. */
+  private settle(copy: LineKernels["undo"]): void {
+    copy(this.list, this.vcpusEnd, 0);
+    const longestIdle = copy(this.vcpusEnd, this.end, this.compared);
+    this.compared = 0;
+    if (longestIdle <= MAX_IDLE) return;
     const { i32 } = this.host;
     for (let n = this.followed.length - 1; n >= this.vcpus; n--) {
       const frame = this.followed[n]!;
-      const changed = (this.entry(frame) + ENTRY.changed) >> 2;
-      if ((i32[changed]! | i32[changed + 1]!) !== 0) {
-        this.idle[n] = 0;
-        i32[changed] = 0;
-        i32[changed + 1] = 0;
-      } else if (this.looked && ++this.idle[n]! > MAX_IDLE) this.giveUp(frame);
+      if (i32[(this.entry(frame) + ENTRY.idle) >> 2]! > MAX_IDLE) this.giveUp(frame);
     }
-    this.looked = false;
   }
 
   /** The last one takes its place. */
@@ -225,12 +231,10 @@ export class Tracker {
     for (const page of frame.pages) this.revokeWrites(page);
     frame.tracked = -1;
     const last = this.followed.pop()!;
-    const idle = this.idle.pop()!;
     if (last === frame) return;
     const from = this.entry(last);
     last.tracked = place;
     this.followed[place] = last;
-    this.idle[place] = idle;
     this.host.u8.copyWithin(this.entry(last), from, from + ENTRY.size);
   }
 

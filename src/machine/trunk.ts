@@ -7,9 +7,10 @@
 //   one(cpu)  -> answer   one instruction
 //   step(cpu) -> f64      one instruction; the new rip, or NaN with the answer kept aside
 
+import { refuse } from "../base/refuse.ts";
 import { FunctionBuilder, type Local } from "../wasm/function.ts";
 import { ModuleBuilder } from "../wasm/module.ts";
-import { ANSWER, CACHE_ENTRIES, RECORD, STATE } from "../x86/state.ts";
+import { ANSWER, BANK_SHIFT, CACHE_ENTRIES, RECORD, STATE } from "../x86/state.ts";
 import type { Host } from "./host.ts";
 
 export interface Trunk {
@@ -25,6 +26,16 @@ export const SLOT = { interpreter: 0, unimplemented: 1, invalid: 2, first: 3 } a
 const INITIAL_SLOTS = 1024;
 
 let compiled: WebAssembly.Module | undefined;
+
+/** In place of the trunk of a machine that was disposed of. */
+export const DISPOSED_TRUNK: Trunk = {
+  run: () => refuse("machine-disposed", {}),
+  one: () => refuse("machine-disposed", {}),
+  step: () => refuse("machine-disposed", {}),
+  get table() {
+    return refuse("machine-disposed", {});
+  },
+};
 
 export function makeTrunk(host: Host): Trunk {
   compiled ??= new WebAssembly.Module(trunkModule());
@@ -67,7 +78,7 @@ function trunkModule(): Uint8Array<ArrayBuffer> {
   return module.encode();
 }
 
-/** Leaves the host address of rip's entry in one of the caches, less the cache's offset, in `entry`. */
+/** Leaves the host address of rip's entry in one of the caches of its bank, less the cache's offset, in `entry`. */
 function emitEntry(f: FunctionBuilder, cpu: Local, entry: Local): void {
   f.get(cpu)
     .load("i32.load", STATE.rip)
@@ -81,6 +92,11 @@ function emitEntry(f: FunctionBuilder, cpu: Local, entry: Local): void {
     .i32(4)
     .op("i32.shl")
     .get(cpu)
+    .op("i32.add")
+    .get(cpu)
+    .load("i32.load", STATE.cpl)
+    .i32(BANK_SHIFT)
+    .op("i32.shl")
     .op("i32.add")
     .set(entry);
 }

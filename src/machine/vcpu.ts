@@ -7,19 +7,21 @@ import { type Addr, hex, PAGE_SIZE } from "../base/addr.ts";
 import { bug } from "../base/refuse.ts";
 import { GPR, gprOf, type RegisterName } from "../x86/register.ts";
 import { ANSWER, EVENT, STATE } from "../x86/state.ts";
-import { disassembleOne, fetch } from "./code.ts";
 import { CodeCaches } from "./codeCaches.ts";
+import type { StaleFetch } from "./contest.ts";
 import type { Exit, Fault } from "./exit.ts";
 import { Fetcher } from "./fetcher.ts";
+import type { FetchLog } from "./fetchLog.ts";
 import type { HostAddress } from "./host.ts";
 import { Interruption } from "./interruption.ts";
-import type { LineKernels } from "./lineKernels.ts";
 import type { Machine } from "./machine.ts";
 import type { Region } from "./regions.ts";
 import { RegisterFile } from "./registerFile.ts";
 import { deliver, type Event, eventOf } from "./system/exception.ts";
+import { serialises } from "./system/serialising.ts";
 import { executeSystem } from "./system/systemInstruction.ts";
 import { SCRATCH_BYTES, Tlb } from "./tlb.ts";
+import { Witness } from "./witness.ts";
 
 /** How many instructions are interpreted, at most, to see where code that became hot goes. */
 const MAX_OBSERVED = 256;
@@ -40,10 +42,15 @@ export class Vcpu {
   private readonly machine: Machine;
   /** System registers, and memory with the rights of the code that runs. */
   readonly system: RegisterFile;
+  /** What it may still see of code that others have stored to; absent where such stores are coherent. */
+  readonly log: FetchLog | undefined;
+  /** There is something in the log: what is fetched must be chosen. */
+  private contested = false;
   private readonly tlb: Tlb;
   private readonly fetcher: Fetcher;
   private readonly caches: CodeCaches;
   private readonly interruption: Interruption;
+  private readonly witness: Witness;
   /** Host address of this vCPU's state. */
   readonly cpu: HostAddress;
   private retiredBefore = 0;
@@ -56,7 +63,10 @@ export class Vcpu {
     this.index = index;
     const { host } = machine;
     this.cpu = host.reserveVcpu();
-    this.system = new RegisterFile(host, machine.memory, this.cpu, () => this.flush());
+    this.system = new RegisterFile(host, machine.memory, this.cpu, {
+      forget: () => this.flush(),
+      forgetKernelAccess: () => this.tlb.flushKernel(),
+    });
     this.fetcher = new Fetcher(host, machine.memory, machine.interpreter, this.system);
     const scratch = host.reserve(SCRATCH_BYTES, PAGE_SIZE);
     this.tlb = new Tlb(
@@ -65,6 +75,7 @@ export class Vcpu {
       this.cpu,
       scratch,
       (page, write) => this.system.denial(page, this.system.user, write),
+      () => this.fetcher.instruction(this.rip),
       {
         isWatched: (page) => this.interruption.isWatched(page),
         accessed: (at, size, write) => this.interruption.accessed(at, size, write),
@@ -73,8 +84,12 @@ export class Vcpu {
     host.i32[(this.cpu + STATE.recordNext) >> 2] = this.cpu + STATE.records;
     host.i32[(this.cpu + STATE.recordEnd) >> 2] = this.cpu + STATE.records + RECORD_BYTES;
     this.caches = new CodeCaches(host, machine.regions, this.cpu);
+    this.log = machine.fetchLogs?.open(this.cpu, (isEmpty) => {
+      this.contested = !isEmpty;
+    });
     this.interruption = new Interruption(this.system);
     this.system.accessed = (at, size, write) => this.interruption.accessed(at, size, write);
+    this.witness = new Witness(machine, this);
   }
 
   // ---- Registers.
@@ -158,16 +173,33 @@ export class Vcpu {
     this.interruption.requestNmi();
   }
 
+  // ---- Code that others store to.
+
+  /** Stores on this vCPU's behalf, whatever memory permits: it sees its own stores to code at once. */
+  store(at: Addr, bytes: Uint8Array): void {
+    this.machine.memory.write(at, bytes, this.cpu);
+  }
+
+  /** Sees all that was stored to code so far, as after an interrupt handler that serialises. */
+  serialise(): void {
+    this.log?.clear();
+  }
+
+  /** Whether something may come between instructions: an interrupt is due, a trap follows, a breakpoint is armed. */
+  get careful(): boolean {
+    return this.interruption.careful;
+  }
+
   // ---- Execution.
 
   /** Executes one instruction. Undefined if it simply retired. */
   step(): Exit | undefined {
     let exit: Exit | undefined;
-    if (this.interruption.careful) exit = this.stepCarefully();
+    if (this.alone) exit = this.stepCarefully();
     else if (Number.isNaN(this.machine.trunk.step(this.cpu)))
       exit = this.settle(this.machine.host.i32[(this.cpu + STATE.answer) >> 2]!);
     // At once: the next to step on this stack may be another vCPU.
-    if (this.machine.recordCalls) this.drainRecord();
+    if (this.machine.observed) this.drain();
     return exit;
   }
 
@@ -197,7 +229,7 @@ export class Vcpu {
       }
     } finally {
       if (until !== undefined) regions.removeStop(until);
-      this.drainRecord();
+      this.drain();
     }
   }
 
@@ -206,7 +238,7 @@ export class Vcpu {
     const { trunk, regions, host } = this.machine;
     for (;;) {
       let exit: Exit | undefined;
-      if (this.interruption.careful) {
+      if (this.alone) {
         if (this.budget <= 0) return undefined;
         if (regions.hasStop(this.rip)) return { kind: "reached", ip: this.rip };
         exit = this.stepCarefully();
@@ -221,6 +253,8 @@ export class Vcpu {
             this.caches.lookUp(this.rip);
             continue;
           }
+          // Nothing else asks: a handler that cannot be fetched, on an interrupt stack, is delivered to for ever.
+          if (this.budget <= 0) return undefined;
           exit = this.settle(ANSWER.decode);
           break;
         case ANSWER.hot:
@@ -281,7 +315,7 @@ export class Vcpu {
           break;
         }
         case ANSWER.recordFull:
-          this.drainRecord();
+          this.drain();
           break;
         default:
           this.tlb.closeWindows(next >= ANSWER.firstRetired);
@@ -303,21 +337,28 @@ export class Vcpu {
     // Retires nothing, but a guest whose handlers fault for ever must run out of budget too.
     this.budget--;
     this.charged++;
+    this.witness.begin();
     const outcome = deliver(this.system, event);
     // An int n that faults has not retired.
     if (event.source === "software" && outcome !== event) this.charged++;
     this.interruption.look();
+    this.witness.delivered(event, outcome);
     return outcome === "shutdown" ? { kind: "shutdown", ip: this.rip } : undefined;
   }
 
   private executeSystem(): Exit | undefined {
-    const fetched = fetch(this.machine.memory, this.rip);
-    if (fetched.kind !== "instruction") return bug("a system instruction that cannot be fetched");
     const ip = this.rip;
-    const outcome = executeSystem(this.system, fetched.instruction, BigInt(this.instructions));
-    if (outcome !== undefined && !("source" in outcome)) return this.raise(outcome);
+    const instruction = this.fetcher.instruction(ip) ?? bug("a system instruction that cannot be fetched");
+    this.witness.begin();
+    const outcome = executeSystem(this.system, instruction, BigInt(this.instructions));
+    if (outcome !== undefined && !("source" in outcome)) {
+      this.witness.faulted();
+      return this.raise(outcome);
+    }
     this.budget--;
-    this.interruption.executed(fetched.instruction.mnemonic);
+    this.witness.executed(instruction);
+    if (serialises(instruction)) this.serialise();
+    this.interruption.executed(instruction.mnemonic);
     this.interruption.look();
     if (outcome === undefined) return undefined;
     this.interruption.forgetStep();
@@ -327,13 +368,19 @@ export class Vcpu {
 
   /** One instruction, or what comes instead of it. */
   private stepOne(): Exit | undefined {
-    if (this.interruption.careful) return this.stepCarefully();
+    if (this.alone) return this.stepCarefully();
     return this.settle(this.machine.trunk.one(this.cpu));
   }
 
-  /** The same where an interrupt may be due, a trap follows, or a breakpoint may lie. */
+  /** Whether the next instruction must be executed by itself. */
+  private get alone(): boolean {
+    return this.interruption.careful || this.contested;
+  }
+
+  /** The same where an interrupt may be due, a trap follows, a breakpoint may lie, or others have stored to code. */
   private stepCarefully(): Exit | undefined {
     const { interruption } = this;
+    if (!interruption.careful) return this.executeFetched(false);
     const trap = interruption.pending();
     if (trap !== undefined) return this.raise(trap);
     const due = interruption.due();
@@ -343,10 +390,7 @@ export class Vcpu {
     }
     const before = interruption.before();
     if (before !== undefined) return this.raise(before);
-    const ip = this.rip;
-    const retired = this.instructions;
-    const exit = this.settle(this.machine.trunk.one(this.cpu));
-    if (this.instructions > retired) interruption.after(this.rip === ip && this.repeats(ip));
+    const exit = this.executeFetched(true);
     // A trap, or an interrupt that was waiting, ends a halt at once; any other exit comes first.
     if (exit !== undefined && exit.kind !== "halt") return exit;
     const behind = interruption.pending();
@@ -354,10 +398,30 @@ export class Vcpu {
     return interruption.wakes ? undefined : exit;
   }
 
+  /** The instruction at rip, of the bytes that this vCPU fetches; with `traps`, notes those behind it. */
+  private executeFetched(traps: boolean): Exit | undefined {
+    const ip = this.rip;
+    const retired = this.instructions;
+    const stale = this.log?.isEmpty === false ? this.fetcher.choose(this.log, ip) : undefined;
+    const mixed = stale?.mixed;
+    if (mixed !== undefined && this.log?.options.mixed(mixed) === "stop")
+      return { kind: "mixed", ip, fetch: mixed };
+    if (stale !== undefined) this.substitute(ip, stale);
+    const exit = this.settle(this.machine.trunk.one(this.cpu));
+    if (traps && this.instructions > retired) this.interruption.after(this.rip === ip && this.repeats(ip));
+    if (stale !== undefined) this.substitute(ip, undefined);
+    return exit;
+  }
+
+  /** Makes `fetched` what is at `ip`, for this vCPU alone; undefined, what memory has. */
+  private substitute(ip: Addr, fetched: StaleFetch | undefined): void {
+    this.fetcher.use(fetched);
+    this.caches.forgetAddress(ip);
+  }
+
   /** Whether the instruction at `ip`, which has just led to itself, is a repeated string instruction. */
   private repeats(ip: Addr): boolean {
-    const fetched = fetch(this.machine.memory, ip);
-    return fetched.kind === "instruction" && fetched.instruction.repeat !== undefined;
+    return this.fetcher.instruction(ip)?.repeat !== undefined;
   }
 
   private exitOf(answer: number): Exit | undefined {
@@ -371,7 +435,7 @@ export class Vcpu {
       case ANSWER.generalProtection:
         return this.raise({ vector: "#GP", errorCode: 0 });
       case ANSWER.unimplemented:
-        return { kind: "unimplemented", ip: before, ...disassembleOne(this.machine.memory, before) };
+        return { kind: "unimplemented", ip: before, ...this.fetcher.disassemble(before) };
       case ANSWER.breakpoint:
         this.interruption.forgetStep();
         return this.raise({ vector: "#BP" }, after);
@@ -408,8 +472,8 @@ export class Vcpu {
       this.system.user === user &&
       !regions.hasStop(this.rip)
     );
-    // The instruction that ended it may have taken the right to be there.
-    if (this.fetcher.may(from)) this.caches.compile(from, went);
+    // The instruction that ended it may have taken the right to be there, or left for the other level.
+    if (this.fetcher.may(from, user)) this.caches.compile(from, went, user);
     return exit;
   }
 
@@ -440,22 +504,26 @@ export class Vcpu {
     return this.granted !== 0 || this.budget !== 0;
   }
 
-  /** Leaves nothing of the last run in the state but its outcome, so that the state can be compared and saved. */
-  park(kernels: LineKernels): void {
+  /** Puts into the state what is kept here of the last run, so that the state can be compared and saved. */
+  park(): void {
     this.drainRecord();
-    if (this.hasRun) {
-      this.grant(0);
-      this.machine.host.setNumber(this.cpu + STATE.retired, this.retiredBefore);
-    }
-    kernels.park(this.cpu);
+    if (!this.hasRun) return;
+    this.grant(0);
+    this.machine.host.setNumber(this.cpu + STATE.retired, this.retiredBefore);
   }
 
-  /** Takes up the state that was put in place of a parked one. */
-  unpark(): void {
+  /** Takes up the state that was put in place of a parked one; `system` if more than registers may be different. */
+  unpark(system: boolean): void {
     this.retiredBefore = this.machine.host.getNumber(this.cpu + STATE.retired);
     this.granted = 0;
     this.charged = 0;
-    this.interruption.look();
+    if (system) this.interruption.look();
+  }
+
+  /** Hands on what was recorded and traced. */
+  private drain(): void {
+    this.drainRecord();
+    this.machine.tracer?.drain(this);
   }
 
   /** Hands the recorded calls and returns to the machine's call record. */
@@ -471,6 +539,7 @@ export class Vcpu {
   private flush(): void {
     this.tlb.flush();
     this.caches.flush();
+    this.interruption.look();
   }
 
   private get budget(): number {

@@ -15,6 +15,8 @@ export function adviseExit(exit: Exit): string {
       return "take the int out, or set up an interrupt table first";
     case "shutdown":
       return "check the interrupt table, the stacks that it names, and the handlers";
+    case "mixed":
+      return "let every vCPU serialise between the stores to that instruction, an int3 first";
     case "halt":
       return "take the hlt out, nothing would wake it";
     case "reached":

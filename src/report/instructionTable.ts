@@ -6,10 +6,9 @@ import type { Form, InstructionSet } from "../x86/instructionSet.ts";
 const WHAT: Record<string, string> = {
   ...each("call jmp", "far, through memory"),
   ...each("in out insb insw insd outsb outsw outsd", "ports"),
-  ...each("iret iretd", "return from an interrupt, of smaller operands"),
   ...each("lss lfs lgs", "loads of a far pointer"),
   ...each("lmsw", "control registers"),
-  ...each("sysret sysenter sysexit sysexitq", "system calls of other modes and makers"),
+  ...each("sysret sysexit", "return to code that is not of 64 bits"),
   ...each("wait", "x87"),
   ...each("xabort xbegin xend xtest xresldtrk xsusldtrk", "transactional memory"),
   CLZERO: "AMD's",

@@ -1,60 +1,104 @@
-// The frame-pointer walk.
+// The frame-pointer walker.
 //
-// For every frame: the caller's rbp is *(rbp), the return address *(rbp + 8). It holds between a function's
-// `mov %rsp,%rbp` and its `pop %rbp`; elsewhere the caller is lost, and nothing here can tell. So a
-// walk from live registers is never more than a claim.
+// For every frame: the caller's rbp is *(rbp), the return address *(rbp + 8). That holds between a function's
+// `mov %rsp,%rbp` and its `pop %rbp`; elsewhere the caller is lost, and nothing here can tell. So a walk from live
+// registers, or across interrupted kernel code, is never reliable. Entry code marks saved registers by an odd rbp,
+// one above their address. The chain ends with rbp zero, in the function at the stack's very beginning.
 
 import type { Addr } from "../base/addr.ts";
-import { isCanonical } from "../base/addr.ts";
+import { PT_REGS } from "../machine/ptRegs.ts";
+import { HARDWARE_FRAME, interrupted, isBeginning } from "./savedRegisters.ts";
+import {
+  type Doubt,
+  StackCursor,
+  type Start,
+  Trace,
+  type UnwindContext,
+  type Unwinder,
+  type Walk,
+} from "./walk.ts";
 
-/** What a walk reads and how it judges what it read. */
-export interface UnwindContext {
-  /** The word at `at`, or undefined if it is not on the stack that is walked. */
-  readonly readStack: (at: Addr) => bigint | undefined;
-  readonly isText: (at: Addr) => boolean;
-}
+export const framePointerUnwinder: Unwinder = {
+  name: "frame",
+  walk: (context, start) => new FramePointerWalk(context).from(start),
+};
 
-export type Doubt =
-  /** rbp does not point into the stack, or not eight-aligned. */
-  | "frame-outside-stack"
-  /** Frames must go up the stack. */
-  | "frame-went-back"
-  /** A return address that is no code. */
-  | "not-text";
+class FramePointerWalk {
+  private readonly context: UnwindContext;
+  private readonly trace = new Trace();
+  private readonly cursor: StackCursor;
+  /** Where the last address was found. */
+  private slot: Addr | undefined;
 
-export interface Frame {
-  readonly returnAddress: Addr;
-  /** Where it was found on the stack. */
-  readonly slot: Addr;
-}
-
-export interface Walk {
-  /** Innermost first. */
-  readonly frames: readonly Frame[];
-  /** The first thing that was wrong, which ended the walk; null if it reached a frame whose rbp is zero. */
-  readonly doubt: { readonly why: Doubt; readonly at: Addr } | null;
-}
-
-/** Walks from the frame that `rbp` points at. */
-export function walkFramePointers(context: UnwindContext, rbp: bigint): Walk {
-  const frames: Frame[] = [];
-  const stop = (why: Doubt, at: Addr): Walk => ({ frames, doubt: { why, at } });
-  let frame = BigInt.asIntN(64, rbp);
-  let previous: Addr | undefined;
-  while (frame !== 0n) {
-    const at = Number(frame) as Addr;
-    if (!isCanonical(frame) || at % 8 !== 0) return stop("frame-outside-stack", previous ?? (0 as Addr));
-    if (previous !== undefined && at <= previous) return stop("frame-went-back", at);
-    const slot = (at + 8) as Addr;
-    const caller = context.readStack(at);
-    const word = context.readStack(slot);
-    if (caller === undefined || word === undefined) return stop("frame-outside-stack", at);
-    const returnAddress = BigInt.asIntN(64, word);
-    if (!isCanonical(returnAddress) || !context.isText(Number(returnAddress) as Addr))
-      return stop("not-text", slot);
-    frames.push({ returnAddress: Number(returnAddress) as Addr, slot });
-    previous = at;
-    frame = BigInt.asIntN(64, caller);
+  constructor(context: UnwindContext) {
+    this.context = context;
+    this.cursor = new StackCursor(context);
   }
-  return { frames, doubt: null };
+
+  from(start: Start): Walk {
+    switch (start.from) {
+      case "live":
+        this.trace.suspect("live-registers", start.ip);
+        return this.follow(start.bp);
+      case "switched-out":
+        return this.found("return", start.ip, start.slot) ?? this.follow(start.bp);
+      case "unstarted":
+        return isBeginning(this.context, start.sp) ? this.trace.end() : this.trace.end("early-end", start.ip);
+      case "registers":
+        return this.follow(start.regs + 1);
+    }
+  }
+
+  private follow(from: number): Walk {
+    for (let bp = from; bp !== 0; ) {
+      const marked = Math.abs(bp % 2) === 1;
+      const next = marked ? this.cross((bp - 1) as Addr) : this.frame(bp as Addr);
+      if (typeof next !== "number") return next;
+      bp = next;
+    }
+    const { slot } = this;
+    return slot === undefined || isBeginning(this.context, (slot + 8) as Addr)
+      ? this.trace.end()
+      : this.trace.end("early-end", slot);
+  }
+
+  /** Past the frame at `bp`: the caller's rbp. */
+  private frame(bp: Addr): number | Walk {
+    const why = this.cursor.moveTo(bp, 16);
+    if (why !== undefined) return this.stop(why, bp);
+    const slot = (bp + 8) as Addr;
+    return this.found("return", this.context.read(slot)!, slot) ?? this.context.read(bp)!;
+  }
+
+  /** Past saved registers: the interrupted code's rbp. */
+  private cross(regs: Addr): number | Walk {
+    const why = this.cursor.moveTo(regs, PT_REGS.size);
+    if (why !== undefined) return this.stop(why, regs);
+    const frame = (regs + HARDWARE_FRAME) as Addr;
+    const what = interrupted(this.context, frame, this.cursor.current!);
+    if (what === "user") return this.trace.end();
+    if (what !== "kernel") return this.stop(what, regs);
+    this.trace.suspect("exception-frame", regs);
+    return (
+      this.found("interrupted", this.context.read(frame)!, frame) ??
+      this.context.read((regs + PT_REGS.fields.bp.offset) as Addr)!
+    );
+  }
+
+  /** Notes an address; the walk's end if it ends here. */
+  private found(kind: "return" | "interrupted", word: number, slot: Addr): Walk | undefined {
+    const address = kind === "return" ? this.recovered(word, slot) : (word as Addr);
+    if (address === undefined) return this.trace.end("return-replaced", slot);
+    if (!this.context.isText(address)) return this.trace.end("not-text", slot);
+    this.slot = slot;
+    return this.trace.push(kind, address, slot) ? undefined : this.trace.end();
+  }
+
+  private recovered(word: number, slot: Addr): Addr | undefined {
+    return Number.isNaN(word) ? (word as Addr) : this.context.recover(word as Addr, slot);
+  }
+
+  private stop(why: Doubt, at: number): Walk {
+    return this.trace.end(why, this.slot ?? (at as Addr));
+  }
 }

@@ -92,10 +92,31 @@ export function decode(bytes: Uint8Array, ip: Addr): Decoded {
   decoder.decodeOut(scratch);
   const exhausted = decoder.lastError === DecoderError.NoMoreBytes && bytes.length < MAX_LENGTH;
   decoder.free();
-  if (scratch.code === Code.INVALID) return exhausted ? { kind: "truncated" } : { kind: "invalid" };
+  if (scratch.code === Code.INVALID)
+    return exhausted && !startsInvalid(bytes) ? { kind: "truncated" } : { kind: "invalid" };
   const next = ip + scratch.length;
   if (!isCanonical(next)) return { kind: "invalid" };
   return { kind: "instruction", instruction: plain(scratch, ip, next as Addr) };
+}
+
+/**
+ * Opcodes of the first two maps that are nothing in 64-bit mode and that processors ask no further byte of: at the end of
+ * a page they are #UD, whatever comes behind (seen on silicon; iced-x86 wants a ModR/M byte).
+ */
+const INVALID_ALONE = new Set([
+  ...[0x06, 0x07, 0x0e, 0x16, 0x17, 0x1e, 0x1f, 0x27, 0x2f, 0x37, 0x3f, 0x60, 0x61, 0xce, 0xd6],
+  ...[0x0f04, 0x0f0a, 0x0f0c, 0x0f24, 0x0f25, 0x0f26, 0x0f27, 0x0f36, 0x0f39, 0x0f3b, 0x0f3c, 0x0f3d],
+  ...[0x0f3e, 0x0f3f, 0x0f7a, 0x0f7b, 0x0fa6, 0x0fa7],
+]);
+const LEGACY_PREFIXES = new Set([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3]);
+
+/** Whether prefixes and opcode say already that `bytes` encode nothing. */
+function startsInvalid(bytes: Uint8Array): boolean {
+  let at = 0;
+  while (LEGACY_PREFIXES.has(bytes[at]!)) at++;
+  if (at < bytes.length && (bytes[at]! & 0xf0) === 0x40) at++; // REX
+  const opcode = bytes[at] === 0x0f ? 0x0f00 | (bytes[at + 1] ?? 0) : bytes[at];
+  return opcode !== undefined && INVALID_ALONE.has(opcode);
 }
 
 /** The instruction's mnemonic as iced-x86 spells it, in lower case: `movzx`. */

@@ -24,7 +24,7 @@ export const STATE = {
   budget: 176,
   fsBase: 184,
   gsBase: 192,
-  /** Of an access that the TLB did not hold: linear address, then `size | ACCESS << 16 | slot << 24`. */
+  /** Of an access that the TLB did not hold: linear address, then `size | ACCESS << 16`. */
   missAddress: 208,
   missAccess: 216,
   /** Of a region that gave up: its table slot, and the index of the instruction it stopped before. */
@@ -84,12 +84,18 @@ export const STATE = {
   nmiRequested: 648,
   /** Debug traps (bits of dr6) of an instruction that stopped the machine: taken before the next one. */
   pendingTraps: 656,
+  /** Segment registers, a bit for each number, with a descriptor that is not for users: null outside the kernel. */
+  innerSegments: 664,
   /** One entry, like those below, for the second read of an instruction that has two. */
   secondReadTlb: 240,
   /** Instructions retired, when the vCPU was parked for a snapshot. In a line of its own: hashes leave it out. */
   retired: 0x3c0,
   /** What a snapshot holds of a vCPU ends here. */
   end: 0x400,
+  /** Where the next traced event goes, and from where on there may be too little room for an instruction's: host addresses. */
+  traceNext: 0x400,
+  traceEnd: 0x404,
+  // From here on two banks: what is decided for the kernel, and USER_BANK further on the same for user code.
   /** 256 entries each of {page i64, addend i32, unused}: `host = wrap(linear) + addend`. */
   readTlb: 0x1000,
   writeTlb: 0x2000,
@@ -97,9 +103,14 @@ export const STATE = {
   jumpCache: 0x4000,
   /** 1024 entries of {rip i64, record i32, unused}: decoded instructions. */
   stepCache: 0x8000,
-  records: 0xc000,
-  size: 0x10000,
+  bankEnd: 0xc000,
+  records: 0x18000,
+  size: 0x1c000,
 } as const;
+
+/** The bank that a privilege level uses begins at `cpl << BANK_SHIFT`. */
+export const BANK_SHIFT = 14;
+export const USER_BANK = 3 << BANK_SHIFT;
 
 export const TLB_ENTRIES = 256;
 export const CACHE_ENTRIES = 1024;
@@ -181,7 +192,7 @@ export const RECORD = {
 
 /**
  * What is recorded of the stack: a call or return, with its own rip, the slot, and the address in it;
- * or that rsp was set otherwise than by pushing, to `slot`, which ends every frame below it.
+ * or that rsp was set otherwise than by pushing, to `slot`, from `address`.
  */
 export const EVENT = {
   kind: 0,
@@ -192,4 +203,31 @@ export const EVENT = {
   call: 1,
   return: 2,
   stackPointer: 3,
+} as const;
+
+/** What is traced, as bits. */
+export const TRACED = { instructions: 1, accesses: 2, branches: 4, calls: 8, exceptions: 16 } as const;
+
+/**
+ * A traced event: a word of its kind, in byte 1 its `detail`, in byte 2 how a delivery came about, in byte 3 the
+ * vCPU's number; the instruction's address; and two words more.
+ */
+export const TRACE = {
+  kind: 0,
+  ip: 8,
+  address: 16,
+  value: 24,
+  size: 32,
+  /** detail: its length. */
+  instruction: 0,
+  /** detail: bytes, up to 8. address, value. */
+  read: 1,
+  write: 2,
+  /** detail: 1 if it was taken. address: where execution went on. */
+  branch: 3,
+  /** address: the same. value: where the return address lies. */
+  call: 4,
+  return: 5,
+  /** detail: vector. ip: what was saved. address: the handler. value: the error code, or -1. */
+  delivery: 6,
 } as const;

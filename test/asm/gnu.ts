@@ -4,7 +4,7 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { packagePath } from "../../src/guest.ts";
+import { packagePath } from "../../src/base/file.ts";
 import { parseElf } from "../../src/image/elf.ts";
 import type { ObjectFile } from "../../src/x86/object.ts";
 

@@ -3,7 +3,8 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { beforeAll, describe, expect, test } from "vitest";
 import { hex } from "../../src/base/addr.ts";
-import { guestOffsets, KERNEL_SOURCES, packagePath, readPackageFile } from "../../src/guest.ts";
+import { packagePath, readPackageFile } from "../../src/base/file.ts";
+import { guestOffsets, KERNEL_SOURCES } from "../../src/guest.ts";
 import type { Image, Segment } from "../../src/image/image.ts";
 import { KERNEL_TEXT } from "../../src/image/layout.ts";
 import { link } from "../../src/image/link.ts";
@@ -25,7 +26,7 @@ beforeAll(async () => {
 const sourceOf = (name: string) => readFileSync(packagePath(`asm/${name}`), "utf8");
 const declared = (kind: "traced" | "untraced") =>
   KERNEL_SOURCES.flatMap((name) =>
-    [...sourceOf(name).matchAll(new RegExp(`^${kind} (\\w+)`, "gm"))].map(([, symbol]) => symbol!),
+    [...sourceOf(name).matchAll(new RegExp(`^${kind} (\\w+)$`, "gm"))].map(([, symbol]) => symbol!),
   );
 
 test("asm/offsets.inc is what the structures' descriptions give", () => {

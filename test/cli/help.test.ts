@@ -9,6 +9,8 @@ const COMMANDS: Record<string, string[]> = {
   demo: [],
   call: ["image", "function", "arguments", "--with <file>", "--budget <n>"],
   disasm: ["image", "function", "--with <file>"],
+  orc: ["image", "function", "--with <file>", "--generate"],
+  lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
   bench: ["what", "--rounds <n>"],
 };
 

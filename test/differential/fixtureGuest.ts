@@ -5,8 +5,9 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { offset } from "../../src/base/addr.ts";
+import { readPackageFile } from "../../src/base/file.ts";
 import { Ftrace } from "../../src/ftrace/ftrace.ts";
-import { readPackageFile } from "../../src/guest.ts";
+import { KERNEL_SOURCES } from "../../src/guest.ts";
 import { CodeMap } from "../../src/image/codeMap.ts";
 import type { Image } from "../../src/image/image.ts";
 import { DIRECT_MAP, KERNEL_TEXT, MODULE_TEXT } from "../../src/image/layout.ts";
@@ -42,8 +43,9 @@ export interface FixtureGuest {
 
 /** Links and boots it: every call site is a NOP. */
 export async function openFixtureGuest(): Promise<FixtureGuest> {
+  const needed = KERNEL_SOURCES.filter((name) => name !== "read.S");
   const sources = await Promise.all(
-    ["entry.S", "ftrace.S"].map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`))),
+    needed.map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`))),
   );
   const image = link([...sources, ...KERNEL_OBJECTS.map(fixture)], { text: KERNEL_TEXT });
   const externals = (name: string) => image.exported(name);

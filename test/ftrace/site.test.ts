@@ -3,8 +3,8 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type Addr, addr, offset } from "../../src/base/addr.ts";
 import { hexBytes } from "../../src/base/bytes.ts";
+import { packagePath } from "../../src/base/file.ts";
 import { callBytes, NOP5, rewrite, SITE_SIZE } from "../../src/ftrace/site.ts";
-import { packagePath } from "../../src/guest.ts";
 import { Lab } from "../../src/lab.ts";
 import { decode, Mnemonic } from "../../src/x86/decode.ts";
 

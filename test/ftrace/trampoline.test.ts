@@ -4,11 +4,11 @@
 import fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import { type Addr, addr, offset, toWord } from "../../src/base/addr.ts";
-import { PT_REGS } from "../../src/ftrace/layout.ts";
 import { SITE_SIZE } from "../../src/ftrace/site.ts";
 import { CONSTANTS } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import type { Redirect } from "../../src/livepatch/redirect.ts";
+import { PT_REGS } from "../../src/machine/ptRegs.ts";
 import { StructView } from "../../src/machine/struct.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { FLAG, FLAGS_ALWAYS_ONE, GPR, type RegisterName, STATUS_FLAGS } from "../../src/x86/register.ts";

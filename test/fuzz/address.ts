@@ -4,30 +4,30 @@
 // WORK on, its stack, the case records and the vdso below 2^47, and the vsyscall page.
 
 import { CODE, CODE_PAGE, DATA, DATA_SIZE } from "../x86/cases-model.ts";
+import type { Halves } from "./halves.ts";
 import type { Random } from "./random.ts";
-
-/** A linear address in two halves. */
-export interface Halves {
-  low: number;
-  high: number;
-}
 
 const DATA_END = DATA + DATA_SIZE;
 /** How far an access may miss the window and still be one that is meant. */
 const EDGE = 0x200;
-/** Stores this close to the case's own bytes could be executed. */
-const OWN_AFTER = 0x100;
+/** The case's own bytes begin at CODE and are fewer than these; what is stored near them could be executed. */
+export const OWN_SIZE = 0x400;
+const OWN_BEFORE = 0x100;
 const PAGE_LAST = 0xfc0;
 
-/** Chooses where an access of `size` bytes goes. `narrow`: below 4 GiB; `code`: the code page is a choice. */
-export function chooseAddress(
-  random: Random,
-  at: Halves,
-  size: number,
-  narrow: boolean,
-  code: boolean,
-): void {
-  const kind = random.below(100);
+export interface Choice {
+  /** Below 4 GiB. */
+  readonly narrow: boolean;
+  /** The code page, too. */
+  readonly code: boolean;
+  /** Only where nothing faults. */
+  readonly tame: boolean;
+}
+
+/** Chooses where an access of `size` bytes goes. */
+export function chooseAddress(random: Random, at: Halves, size: number, choice: Choice): void {
+  const { narrow, code, tame } = choice;
+  const kind = random.below(tame ? 74 : 100);
   at.high = 0;
   if (kind < 62) at.low = DATA + random.below(DATA_SIZE - size + 1);
   else if (kind < 74) at.low = DATA + DATA_SIZE / 2 - random.below(size + 1);
@@ -55,7 +55,7 @@ export function isSafe({ low, high }: Halves, size: number, write: boolean): boo
     if (at >= DATA - EDGE && at + size <= DATA_END + EDGE) return true;
     if (at < 0x8000 || at >= 0x4000_0000) return true;
     if (at < CODE_PAGE || at + size > CODE_PAGE + PAGE_LAST) return false;
-    return !write || at + size <= CODE - OWN_AFTER || at >= CODE + OWN_AFTER;
+    return !write || at + size <= CODE - OWN_BEFORE || at >= CODE + OWN_SIZE;
   }
   if (top < 0x6000) return true;
   if (top < 0x8000) return false;
@@ -75,7 +75,7 @@ export function touchesCode({ low, high }: Halves, size: number): boolean {
 export function chooseTarget(random: Random, to: Halves, canonical: boolean): void {
   const kind = random.below(100);
   to.high = 0;
-  if (kind < 55) to.low = CODE + 0x20 + random.below(0x7c0);
+  if (kind < 55) to.low = CODE + OWN_SIZE + random.below(0x3e0);
   else if (kind < 80) to.low = CODE_PAGE + random.below(0x7f0);
   else if (kind < 84) to.low = DATA + random.below(DATA_SIZE);
   else if (kind < 87) to.low = random.below(0x1000);

@@ -1,19 +1,19 @@
 // Cases by the ten thousand, in the records that the native harness reads (test/native/records.ts has the layout).
 //
-// A case's number names it: instruction `number / STATES`, state `number % STATES` of it, whatever the batch.
+// A case's number names it: code `number / states`, state `number % states` of it, whatever the batch.
 // Code and patches are padded, by int3 and by saying the last patch again, so that records are whole 64-bit words.
 
 import { FLAGS, RFLAGS_BASE } from "../x86/cases-model.ts";
-import type { FuzzInstruction } from "./instruction.ts";
-
-/** How many states an instruction is run with: encoding and decoding one costs as much as running it thirty times. */
-export const STATES = 32;
+import { OWN_SIZE } from "./address.ts";
+import type { FuzzCode } from "./code.ts";
 
 /** 32-bit words of a record's head: two counts, then sixteen registers, rip and rflags of 64 bits each. */
 export const HEAD_WORDS = 2 + 2 * 18;
-const CODE_WORDS = 4;
-const MAX_PATCHES = 128;
-const MAX_WORDS = HEAD_WORDS + CODE_WORDS + MAX_PATCHES;
+/** Bytes of the data window that a case may name. */
+export const MAX_PATCHES = 128;
+const MAX_WORDS = HEAD_WORDS + OWN_SIZE / 4 + MAX_PATCHES;
+/** More than cases have on average. */
+const TYPICAL_WORDS = 100;
 
 /** Where a frame has the registers rax, rcx, rdx, rbx, rsp, ... by number: in 64-bit words (struct sigcontext). */
 export const FRAME_INDEX = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7] as const;
@@ -29,37 +29,38 @@ export interface CaseState {
   /** Bytes of the data window: offset * 256 + byte. */
   readonly patches: Int32Array;
   readonly patchCount: number;
-  /** Whether the instruction may write to the code page. */
+  /** Whether it may write to the code page. */
   readonly writesCode: boolean;
 }
 
 export class Batch {
   /** The records. */
   readonly words: Int32Array;
-  /** For each case: its number, its first word, its instruction. */
+  /** For each case: its number, its first word, its code. */
   readonly numbers: Float64Array;
   readonly starts: Int32Array;
   /** 1 for each case that may write to the code page. */
   readonly writesCode: Uint8Array;
-  readonly instructions: FuzzInstruction[] = [];
+  readonly codes: FuzzCode[] = [];
   count = 0;
   used = 0;
 
   constructor(cases: number) {
-    this.words = new Int32Array(cases * MAX_WORDS);
+    this.words = new Int32Array(cases * TYPICAL_WORDS + MAX_WORDS);
     this.numbers = new Float64Array(cases);
     this.starts = new Int32Array(cases);
     this.writesCode = new Uint8Array(cases);
   }
 
-  get isFull(): boolean {
-    return this.count === this.numbers.length;
+  /** Whether there is room for so many cases, however long. */
+  hasRoom(cases: number): boolean {
+    return this.count + cases <= this.numbers.length && this.used + cases * MAX_WORDS <= this.words.length;
   }
 
   clear(): void {
     this.count = 0;
     this.used = 0;
-    this.instructions.length = 0;
+    this.codes.length = 0;
   }
 
   /** The records as bytes. */
@@ -68,17 +69,17 @@ export class Batch {
   }
 
   /** Appends a case. */
-  add(number: number, instruction: FuzzInstruction, state: CaseState): void {
+  add(number: number, code: FuzzCode, state: CaseState): void {
     const { registers, flags, patches, patchCount, writesCode } = state;
     const { words } = this;
     const start = this.used;
     this.numbers[this.count] = number;
     this.starts[this.count] = start;
     this.writesCode[this.count] = writesCode ? 1 : 0;
-    this.instructions[this.count] = instruction;
+    this.codes[this.count] = code;
     this.count++;
-    const { bytes } = instruction;
-    const codeWords = bytes.length > 8 ? 4 : 2;
+    const { bytes } = code;
+    const codeWords = 2 * Math.ceil(bytes.length / 8);
     const padded = patchCount + (patchCount & 1);
     words[start] = 4 * codeWords;
     words[start + 1] = padded;
@@ -103,6 +104,19 @@ export class Batch {
     }
     for (let n = 0; n < padded; n++) words[at++] = patches[Math.min(n, patchCount - 1)]!;
     this.used = at;
+  }
+
+  /** Appends case `n` of another batch. */
+  copy(other: Batch, n: number): void {
+    const start = other.starts[n]!;
+    const end = n + 1 < other.count ? other.starts[n + 1]! : other.used;
+    this.words.set(other.words.subarray(start, end), this.used);
+    this.numbers[this.count] = other.numbers[n]!;
+    this.starts[this.count] = this.used;
+    this.writesCode[this.count] = other.writesCode[n]!;
+    this.codes[this.count] = other.codes[n]!;
+    this.count++;
+    this.used += end - start;
   }
 
   /** How many bytes of patches case `n` has, and where they begin. */

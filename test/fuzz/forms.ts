@@ -23,6 +23,7 @@ export const REASONS = {
   varies: "its answer is not the same twice",
   makers: "Intel's and AMD's processors differ, or the manual leaves the result undefined",
   host: "the host's processor does not have it",
+  never: "only a coprocessor had it",
   operands: "it has operands that are not lifted (vector, control, far)",
 } as const;
 export type Reason = keyof typeof REASONS;
@@ -73,10 +74,10 @@ const UNDEFINED = [Code.Bswap_r16];
 const OPERANDS =
   /^(r(8|16|32|64)_(or_mem|reg|opcode|rm|reg_mem|vvvv)|al|cl|ax|dx|eax|rax|mem|mem_offs|imm\d+(sex\d+)?|imm8_const_1|br64_[14]|seg_rSI|es_rDI|seg_rBX_al)$/;
 
-/** Every encoding of the lifted instructions; of one mnemonic only, if `only` is given. */
-export function forms(only?: Mnemonic): Forms {
+/** Every encoding of the lifted instructions; of one mnemonic only, if `only` is given. `anywhere`: whatever the host has. */
+export function forms(only?: Mnemonic, anywhere = false): Forms {
   const lifted = new Set(only === undefined ? liftedMnemonics() : [only]);
-  const features = hostFeatures();
+  const features = anywhere ? undefined : hostFeatures();
   const included: Form[] = [];
   const excluded: Excluded[] = [];
   for (const code of Object.values(Code)) {
@@ -104,7 +105,11 @@ function formOf(info: OpCodeInfo): Form {
   };
 }
 
-function reasonAgainst(info: OpCodeInfo, form: Form, features: ReadonlySet<string>): Reason | undefined {
+function reasonAgainst(
+  info: OpCodeInfo,
+  form: Form,
+  features: ReadonlySet<string> | undefined,
+): Reason | undefined {
   const { mnemonic, code } = form;
   if (info.encoding !== EncodingKind.Legacy && info.encoding !== EncodingKind.VEX) return "operands";
   if (SYSTEM.includes(mnemonic)) return "system";
@@ -113,7 +118,8 @@ function reasonAgainst(info: OpCodeInfo, form: Form, features: ReadonlySet<strin
   if (VARIES.includes(mnemonic)) return "varies";
   if (UNDEFINED.includes(code) || !info.intelDecoder64 || !info.amdDecoder64) return "makers";
   if (!form.operands.every((kind) => OPERANDS.test(kind)) || isFar(code)) return "operands";
-  return needs(code).every((feature) => features.has(feature)) ? undefined : "host";
+  if (Code[code]!.startsWith("VEX_KNC")) return "never";
+  return features === undefined || needs(code).every((feature) => features.has(feature)) ? undefined : "host";
 }
 
 /** What every processor with 64-bit mode has, or takes for a no-op: iced-x86's names. */
@@ -141,6 +147,7 @@ function needs(code: Code): string[] {
   return names;
 }
 
+/** What the kernel says. */
 function hostFeatures(): ReadonlySet<string> {
   const text = readFileSync("/proc/cpuinfo", "utf8");
   return new Set((/^flags\s*:(.*)$/m.exec(text)?.[1] ?? "").trim().split(/\s+/));

@@ -3,9 +3,10 @@
 
 import { Mnemonic } from "iced-x86";
 import { DATA, DATA_SIZE, FLAGS } from "../x86/cases-model.ts";
-import { chooseAddress, chooseTarget, type Halves, isSafe, touchesCode } from "./address.ts";
-import { spreadFlags } from "./batch.ts";
-import type { Access, FuzzInstruction } from "./instruction.ts";
+import { chooseAddress, chooseTarget, isSafe, touchesCode } from "./address.ts";
+import { MAX_PATCHES, spreadFlags } from "./batch.ts";
+import type { Access, FuzzCode } from "./code.ts";
+import { type Halves, isCanonical } from "./halves.ts";
 import type { Random } from "./random.ts";
 
 const RAX = 0;
@@ -13,6 +14,8 @@ const RCX = 1;
 const RDX = 2;
 const RSP = 4;
 const ATTEMPTS = 12;
+/** In a hundred accesses of a sequence. */
+const TAME = 92;
 /** Iterations of a repeated string instruction that need not end at an edge. */
 const FEW = 25;
 const CACHE_LINE = 64;
@@ -30,7 +33,7 @@ export class StateMaker {
   /** Sixteen registers by number, low half then high half. */
   readonly registers = new Int32Array(32);
   /** Bytes of the data window: offset * 256 + byte. */
-  readonly patches = new Int32Array(128);
+  readonly patches = new Int32Array(MAX_PATCHES);
   patchCount = 0;
   /** Bits of rflags. */
   flags = 0;
@@ -38,9 +41,15 @@ export class StateMaker {
   writesCode = false;
   private readonly at: Halves = { low: 0, high: 0 };
   private readonly word = new Int32Array(2);
+  private readonly forSequences: boolean;
+
+  /** `forSequences`: mostly states with which nothing faults, so that a sequence goes on. */
+  constructor(forSequences = false) {
+    this.forSequences = forSequences;
+  }
 
   /** Makes a state; false if none was found that may be run. */
-  make(random: Random, instruction: FuzzInstruction): boolean {
+  make(random: Random, instruction: FuzzCode): boolean {
     this.flags = spreadFlags(random.below(128));
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       this.fillRegisters(random, instruction);
@@ -56,7 +65,7 @@ export class StateMaker {
     return false;
   }
 
-  private fillRegisters(random: Random, instruction: FuzzInstruction): void {
+  private fillRegisters(random: Random, instruction: FuzzCode): void {
     const { registers } = this;
     for (let n = 0; n < 16; n++) {
       this.chooseWord(random, n);
@@ -108,7 +117,7 @@ export class StateMaker {
   }
 
   /** A dividend whose quotient mostly fits. */
-  private shortenDividend(random: Random, { size }: FuzzInstruction): void {
+  private shortenDividend(random: Random, { size }: FuzzCode): void {
     const { registers } = this;
     if (size === 1) {
       const value = (random.below(random.chance(50) ? 256 : 0x4000) << 16) >> 16;
@@ -126,16 +135,17 @@ export class StateMaker {
   // ---- Addresses.
 
   /** Sets the access's base, or else its index, so that it goes where `chooseAddress` says. */
-  private aim(random: Random, instruction: FuzzInstruction, n: number): void {
+  private aim(random: Random, instruction: FuzzCode, n: number): void {
     const { at, registers } = this;
     const access = instruction.accesses[n]!;
-    const { base, index, shift, displacement, segment, narrow } = access;
+    const { base, index, shift, displacement, segment, narrow, locked, repeated } = access;
     if (base < 0 && index < 0) return;
-    if (random.chance(1) && !instruction.repeated) return; // as it comes
-    chooseAddress(random, at, access.size, narrow, !instruction.repeated);
-    if (instruction.locked && at.high === 0) at.low = withinLine(at.low, access.size);
+    const tame = (this.forSequences || instruction.count > 1) && random.chance(TAME);
+    if (random.chance(1) && !tame && !repeated) return; // as it comes
+    chooseAddress(random, at, access.size, { narrow, code: !repeated, tame });
+    if (locked && at.high === 0) at.low = withinLine(at.low, access.size);
     if (access.size === 16 && random.chance(80)) at.low &= ~15;
-    if (instruction.repeated && this.hasMany(instruction)) this.aimAhead(random, n > 0 && access.read);
+    if (repeated && this.hasMany(instruction)) this.aimAhead(random, n > 0 && access.read);
     this.subtract(displacement.low, displacement.high);
     this.subtract(segment, 0);
     if (access.bits >= 0 && random.chance(70)) {
@@ -168,7 +178,7 @@ export class StateMaker {
     this.at.high = 0;
   }
 
-  private hasMany({ accesses }: FuzzInstruction): boolean {
+  private hasMany({ accesses }: FuzzCode): boolean {
     const { registers } = this;
     return (registers[2 * RCX + 1] !== 0 && !accesses[0]!.narrow) || registers[2 * RCX]! >>> 0 >= FEW;
   }
@@ -224,14 +234,18 @@ export class StateMaker {
   // ---- What must not be run.
 
   /** False if the manual leaves the result undefined, or makers differ. */
-  private isDefined(instruction: FuzzInstruction): boolean {
+  private isDefined(instruction: FuzzCode): boolean {
     const { registers } = this;
     // For 16 bits, counts above 16 leave everything undefined (SDM vol. 2, SHLD).
     if (isWideShift(instruction) && (registers[2 * RCX]! & 0x1f) > 16) return false;
     // A target in rsp, or made of the code page's int3s: see `chooseTarget`.
     const { target, calls, accesses } = instruction;
     if (target === "memory" && calls && touchesCode(this.locate(accesses[0]!, 8), 8)) return false;
-    if (typeof target === "object" && calls && !isCanonical(registers[2 * target.register + 1]!))
+    if (
+      typeof target === "object" &&
+      calls &&
+      !isCanonical({ low: 0, high: registers[2 * target.register + 1]! })
+    )
       return false;
     if (!instruction.repeated || !instruction.accesses[0]!.narrow) return true;
     // With 32-bit addresses, processors clear the upper halves before the first iteration, and even if there is none.
@@ -240,25 +254,31 @@ export class StateMaker {
     return true;
   }
 
-  private areSafe(instruction: FuzzInstruction): boolean {
+  /** Whether these accesses of the code may be executed: they need no register. */
+  allows(code: FuzzCode, accesses: readonly Access[]): boolean {
+    return accesses.every((access) => this.isSafe(code, access));
+  }
+
+  private areSafe(instruction: FuzzCode): boolean {
     const { accesses } = instruction;
     if (!accesses.every((access) => this.isSafe(instruction, access))) return false;
     // Which of two reads faults first is nowhere said.
     const [first, second] = accesses;
-    if (accesses.length !== 2 || first!.write || second!.write || !first!.read) return true;
+    if (instruction.count > 1 || accesses.length !== 2 || first!.write || second!.write || !first!.read)
+      return true;
     return !(this.mayFault(first!) && this.mayFault(second!));
   }
 
-  private isSafe(instruction: FuzzInstruction, access: Access): boolean {
+  private isSafe(instruction: FuzzCode, access: Access): boolean {
     const at = this.locate(access, access.size);
     if (!isSafe(at, access.size, access.write)) return false;
     // A call's target is an int3 of that page, and must stay one.
     if (instruction.branches && access.write && touchesCode(at, access.size)) return false;
     const inside = at.high === 0 && at.low >= DATA - NEAR && at.low < DATA + DATA_SIZE + NEAR;
     // Locked across cache lines: slow, and refused by some hosts.
-    if (instruction.locked && inside && withinLine(at.low, access.size) !== at.low) return false;
+    if (access.locked && inside && withinLine(at.low, access.size) !== at.low) return false;
     // Repeated, it may run on: from somewhere in the window a few times, or from elsewhere into a fault.
-    return !instruction.repeated || inside || at.high !== 0 || at.low >>> 0 >= 0x4000_0000;
+    return !access.repeated || inside || at.high !== 0 || at.low >>> 0 >= 0x4000_0000;
   }
 
   /** Now, or within a few iterations. */
@@ -269,13 +289,13 @@ export class StateMaker {
 
   // ---- Memory.
 
-  private fillMemory(random: Random, instruction: FuzzInstruction): void {
+  private fillMemory(random: Random, instruction: FuzzCode): void {
     this.patchCount = 0;
     for (const access of instruction.accesses) {
       if (!access.read) continue;
       const { low, high } = this.locate(access, access.size);
       if (high !== 0 || low < DATA - 16 || low >= DATA + DATA_SIZE) continue;
-      const size = instruction.repeated ? 4 * access.size : access.size;
+      const size = access.repeated ? 4 * access.size : access.size;
       for (let from = 0; from < size; from += 8) {
         this.chooseContent(random, instruction, from);
         this.patch(low - DATA + from, Math.min(8, size - from));
@@ -283,7 +303,7 @@ export class StateMaker {
     }
   }
 
-  private chooseContent(random: Random, { mnemonic, target, calls }: FuzzInstruction, from: number): void {
+  private chooseContent(random: Random, { mnemonic, target, calls }: FuzzCode, from: number): void {
     const { word, registers } = this;
     if (target === "memory" || target === "stack") {
       chooseTarget(random, this.at, calls);
@@ -311,11 +331,7 @@ export class StateMaker {
   }
 }
 
-function isCanonical(high: number): boolean {
-  return high >> 15 === high >> 31;
-}
-
-function isWideShift({ mnemonic, countInCl, size }: FuzzInstruction): boolean {
+function isWideShift({ mnemonic, countInCl, size }: FuzzCode): boolean {
   return (mnemonic === Mnemonic.Shld || mnemonic === Mnemonic.Shrd) && countInCl && size === 2;
 }
 

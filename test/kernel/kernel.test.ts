@@ -9,7 +9,6 @@ import { DIRECT_MAP, STACKS } from "../../src/image/layout.ts";
 import { CPU, PATCH_STATE, type PatchState, TASK } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import { STACK_SIZE } from "../../src/machine/callRecord.ts";
-import { PAGE_FAULT } from "../../src/machine/exit.ts";
 import { WORKLOADS } from "../lab/workloads.ts";
 import { chooser, interleave } from "./interleave.ts";
 
@@ -134,26 +133,37 @@ describe("a stack that overflows", () => {
     return { exit, instructions: vcpu().instructions - before, rsp: vcpu().rsp };
   }
 
-  test.each(["stepped", "run"])("is a page fault of the guard page, a value, %s", (how) => {
+  test.each(["stepped", "run"])("is a double fault, taken on a stack of its own, %s", (how) => {
     const below = lab.machine.memory.read(lab.kernel.tasks[0]!.stack.low, STACK_SIZE);
     const { exit, rsp, instructions } = overflow(how === "run");
     const { low } = task().stack;
-    expect(exit).toEqual({
-      kind: "fault",
-      ip: expect.any(Number),
-      fault: { vector: "#PF", errorCode: PAGE_FAULT.write, address: offset(low, -8), size: 8 },
-    });
-    expect(rsp).toBe(low);
+    const taken = lab.kernel.exception(vcpu(), exit!)!;
+    expect(taken.fault).toEqual({ vector: "#DF", errorCode: 0 });
+    expect(taken.regs.getNumber("sp")).toBe(low);
+    const missed = Number(BigInt.asIntN(64, vcpu().system.getWord("cr2"))) - low; // of the page fault before it
+    expect(missed).toBeLessThan(0);
+    expect(missed).toBeGreaterThanOrEqual(-PAGE_SIZE);
+    const [doubleFaultStack] = lab.kernel.cpus[0]!.exceptionStacks;
+    expect(rsp).toBeGreaterThan(doubleFaultStack!.low);
+    expect(rsp).toBeLessThan(doubleFaultStack!.high);
     // lab_call pushes one word and each level two, in four instructions: NOP, push, mov, call.
-    expect(instructions).toBe(2 + 4 * (STACK_SIZE / 16) - 1);
-    expect(lab.code.describe(exit!.ip)).toMatch(/^recurse\+0x9\//);
+    // Then push and jmp, 15 words saved, lea, cld, two movs and a call; push, mov, vmcall.
+    expect(instructions).toBe(2 + 4 * (STACK_SIZE / 16) - 1 + 2 + (15 + 5) + 3);
+    expect(lab.code.describe(taken.ip)).toMatch(/^recurse\+0x9\//);
     expect(lab.machine.memory.read(lab.kernel.tasks[0]!.stack.low, STACK_SIZE)).toEqual(below);
-    expect(lab.trueReturns(vcpu()).length).toBe(STACK_SIZE / 16);
+    const [handler, fault] = lab.machine.trueChain(rsp);
+    expect(lab.code.describe(handler!.kind === "call" ? handler!.returnAddress : addr(0))).toMatch(
+      /^exception_common/,
+    );
+    expect(fault).toMatchObject({ kind: "interrupt", vector: 8, ip: taken.ip, rsp: low });
+    expect(lab.machine.trueStack(offset(low, 8)).length).toBe(STACK_SIZE / 16);
   });
 
-  test("is refused by `call`, with the place", () => {
+  test("is refused by `call`, with the place and what to look for", () => {
     const act = () => lab.call("recurse", [], { task: task(), vcpu: vcpu() });
-    expect(act).toThrow(/^the call did not return: #PF: write of 8 bytes at 0xffffc90000007ff8/);
+    expect(act).toThrow(
+      /^the call did not return: #DF\(0\) at recurse\+0x9\/.*its stack overflowed: look for endless recursion$/,
+    );
   });
 
   test("spoils nothing for the next call, of that task or another", () => {
@@ -164,7 +174,7 @@ describe("a stack that overflows", () => {
 
   test("and a byte below it is guarded as well", () => {
     const act = () => lab.call("write_below", [BigInt(task().stack.low)]);
-    expect(act).toThrow(/#PF: write of 1 byte/);
+    expect(act).toThrow(/#PF: write at 0xffffc90000007fff, not mapped, at write_below/);
   });
 });
 

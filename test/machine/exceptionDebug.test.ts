@@ -29,8 +29,6 @@ function arm(guest: SystemGuest, n: number, at: Addr, control: number): void {
     0x400n | (1n << BigInt(2 * n)) | (BigInt(control) << BigInt(16 + 4 * n)),
     7,
   );
-  guest.vcpu.flushTlb();
-  guest.vcpu.rflags = 2n; // has them looked at anew
 }
 
 describe.each(Object.keys(MODES))("%s", (mode) => {
@@ -191,6 +189,21 @@ describe.each(Object.keys(MODES))("%s", (mode) => {
     expect(guest.log().length).toBe(300);
     expect(guest.machine.memory.readWord(offset(KERNEL_DATA, 0x100))).toBe((300n << 32n) | 600n);
   });
+});
+
+test("a breakpoint of a snapshot is armed again when that is restored, on a page that was in use since", async () => {
+  const guest = await systemGuest({
+    kernel: `movabs $${toWord(KERNEL_DATA)},%rdi\n mov $500,%ecx\n 1: incq (%rdi)\n dec %ecx\n jne 1b\n incq (%rdi)\n vmcall`,
+  });
+  guest.vcpu.step();
+  arm(guest, 0, KERNEL_DATA, 0b1001);
+  const armed = guest.machine.snapshot();
+  guest.vcpu.system.setWord("dr", 0x400n, 7);
+  expect(guest.vcpu.run().kind).toBe("hypercall");
+  expect(guest.log()).toEqual([]);
+  guest.machine.restore(armed);
+  expect(guest.vcpu.run({ budget: 100_000 }).kind).toBe("hypercall");
+  expect(guest.log().length).toBe(501);
 });
 
 test("hlt and vmcall with TF: the trap ends the halt, and comes behind the hypercall", async () => {

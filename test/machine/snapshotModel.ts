@@ -89,7 +89,7 @@ export function copyOf(machine: Machine): FullCopy {
       bases: [vcpu.fsBase, vcpu.gsBase],
       instructions: vcpu.instructions,
     })),
-    chains: [0, 1].map((n) => machine.trueStack(offset(STACK, n * PAGE_SIZE))),
+    chains: [0, 1].map((n) => machine.trueStack(offset(STACK, n * PAGE_SIZE + 8))),
   };
 }
 

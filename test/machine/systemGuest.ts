@@ -241,7 +241,7 @@ function readLog({ memory }: Machine): Logged[] {
 }
 
 /** Steps until something stops it. */
-export function stepAll({ vcpu }: SystemGuest, limit = 100_000): Exit {
+export function stepAll({ vcpu }: Pick<SystemGuest, "vcpu">, limit = 100_000): Exit {
   for (let n = 0; n < limit; n++) {
     const exit = vcpu.step();
     if (exit !== undefined) return exit;

@@ -11,6 +11,7 @@ import {
   resetToUser,
   SELECTOR,
   type SystemGuest,
+  setGate,
   stepAll,
   systemGuest,
   USER_DATA,
@@ -96,26 +97,45 @@ describe("user code and the kernel's pages", () => {
   });
 });
 
-test.each([
+describe.each([
   ["unmapped", undefined],
   ["the kernel's", false],
   ["a user's", true],
-])(
-  "bytes that encode nothing at the end of a page are #UD, whatever the next page is: %s",
-  async (_name, kind) => {
-    const next = offset(USER_TEXT, 2 * PAGE_SIZE);
+])("at the end of a page, before one that is %s", (_name, kind) => {
+  const next = offset(USER_TEXT, 2 * PAGE_SIZE);
+  // mov %eax,%cs; and opcodes that are nothing in 64-bit mode, which have no byte to wait for.
+  test.each(["8e c8", "06", "66 1e", "48 37", "0f 04", "f3 0f 3c"])(
+    "%s is #UD, whatever that is",
+    async (hex) => {
+      const guest = await systemGuest({});
+      const { memory } = guest.machine;
+      if (kind !== undefined) memory.map(next, PAGE_SIZE, { write: false, execute: true, user: kind });
+      const bytes = parseHexBytes(hex);
+      const at = offset(next, -bytes.length);
+      memory.write(at, bytes);
+      for (let n = 0; n < 2; n++) {
+        resetToUser(guest);
+        guest.vcpu.rip = at;
+        guest.vcpu.run({ budget: 60 });
+        expect(guest.log()[0]).toMatchObject({ vector: 6, rip: at });
+      }
+    },
+  );
+
+  test.each(["82", "0f", "0f 38 0c", "48"])("%s wants a byte more", async (hex) => {
     const guest = await systemGuest({});
     const { memory } = guest.machine;
     if (kind !== undefined) memory.map(next, PAGE_SIZE, { write: false, execute: true, user: kind });
-    memory.write(offset(next, -2), parseHexBytes("8e c8")); // mov %eax,%cs
-    for (let n = 0; n < 2; n++) {
-      resetToUser(guest);
-      guest.vcpu.rip = offset(next, -2);
-      guest.vcpu.run({ budget: 60 });
-      expect(guest.log()[0]).toMatchObject({ vector: 6, rip: offset(next, -2) });
-    }
-  },
-);
+    const bytes = parseHexBytes(hex);
+    memory.write(offset(next, -bytes.length), bytes);
+    resetToUser(guest);
+    guest.vcpu.rip = offset(next, -bytes.length);
+    guest.vcpu.run({ budget: 60 });
+    const fault = { vector: 14, error: kind === undefined ? 0x14n : 0x15n, cr2: toWord(next) };
+    if (kind !== true) expect(guest.log()[0]).toMatchObject(fault);
+    else expect(guest.log()[0]?.cr2).not.toBe(toWord(next));
+  });
+});
 
 test("kernel code that got hot while it left to user code each time is not there for the user", async () => {
   const guest = await systemGuest({
@@ -134,6 +154,71 @@ test("kernel code that got hot while it left to user code each time is not there
     guest.vcpu.run({ budget: 60 });
     expect(guest.log()[0]).toMatchObject({ vector: 14, error: 0x15n, rip: entry });
   }
+});
+
+describe("code on a user's page that both levels execute, hot at each", () => {
+  const LOOP = "mov $700,%ecx\n 1: mov (%rdi),%rax\n dec %ecx\n jne 1b\n vmcall";
+  async function made(): Promise<(user: boolean, at: number, hot: boolean) => unknown[]> {
+    const guest = await systemGuest({ user: LOOP });
+    return (user, at, hot) => {
+      (user ? resetToUser : reset)(guest);
+      guest.vcpu.rip = guest.at("user");
+      guest.vcpu.setNumber("rdi", at);
+      if (!hot) return outcome(guest);
+      expect(guest.vcpu.run().kind).toBe("hypercall");
+      expect(guest.machine.regions.find(offset(guest.at("user"), 5), user)).toBeDefined();
+      if (!user) guest.vcpu.system.setWord("cr4", CR4.FSGSBASE | CR4.SMAP);
+      return [];
+    };
+  }
+
+  test("the kernel's access is not the user's", async () => {
+    const run = await made();
+    run(false, KERNEL_DATA, true);
+    expect(run(true, KERNEL_DATA, false)).toEqual([14, 5n, toWord(KERNEL_DATA)]);
+  });
+
+  test("the user's is not the kernel's, where that is prevented", async () => {
+    const run = await made();
+    run(true, USER_DATA, true);
+    run(false, KERNEL_DATA, true);
+    expect(run(false, USER_DATA, false)).toEqual([14, 1n, toWord(USER_DATA)]);
+    expect(run(true, USER_DATA, true)).toEqual([]);
+  });
+});
+
+test("a page that is protected while the kernel runs is protected for user code that had it", async () => {
+  const guest = await systemGuest({
+    kernel: `int3\n vmcall`,
+    user: `mov $${USER_DATA},%edi\n mov $700,%ecx\n 1: incq (%rdi)\n dec %ecx\n jne 1b\n int $50\n here: incq (%rdi)\n.globl here`,
+  });
+  setGate(guest, 50, { handler: guest.at("vector50"), dpl: 3 });
+  resetToUser(guest);
+  expect(guest.vcpu.run({ until: guest.at("vector50") }).kind).toBe("reached");
+  guest.machine.memory.protect(USER_DATA, PAGE_SIZE, { write: false, execute: false, user: true });
+  guest.vcpu.run({ until: guest.at("vector14"), budget: 100 });
+  guest.vcpu.run({ budget: 50 });
+  expect(guest.log()[1]).toMatchObject({ vector: 14, error: 7n, rip: guest.at("here") });
+});
+
+test("cr0 and cr4 that are set from outside hold for hot code at once", async () => {
+  const guest = await systemGuest({
+    kernel: `movabs $${USER_TEXT},%rdi\n mov $500,%ecx\n 1: mov (%rdi),%al\n mov %al,(%rdi)\n dec %ecx\n jne 1b\n vmcall`,
+  });
+  const { system } = guest.vcpu;
+  const go = (): unknown[] => {
+    reset(guest);
+    const exit = guest.vcpu.run({ until: guest.at("vector14") });
+    return [exit.kind, system.getWord("cr2")];
+  };
+  system.setWord("cr0", CR0.PE | CR0.PG);
+  expect(go()[0]).toBe("hypercall");
+  system.setWord("cr0", CR0.PE | CR0.PG | CR0.WP);
+  expect(go()).toEqual(["reached", toWord(USER_TEXT)]);
+  system.setWord("cr0", CR0.PE | CR0.PG);
+  expect(go()[0]).toBe("hypercall");
+  system.setWord("cr4", CR4.FSGSBASE | CR4.SMAP);
+  expect(go()).toEqual(["reached", toWord(USER_TEXT)]);
 });
 
 describe("the kernel and users' pages", () => {

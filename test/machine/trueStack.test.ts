@@ -4,6 +4,7 @@
 import { describe, expect, test } from "vitest";
 import { type Addr, addr, offset, PAGE_SIZE } from "../../src/base/addr.ts";
 import { parseHexBytes } from "../../src/base/bytes.ts";
+import type { CallFrame } from "../../src/machine/callChain.ts";
 import { DATA, type Guest, makeGuest, RW, restart, STACK_TOP, TEXT } from "./guest.ts";
 
 const at = (bytes: number) => offset(TEXT, bytes);
@@ -18,9 +19,14 @@ function makeRecorded(code: string, vcpus = 1): Guest {
   return guest;
 }
 
-/** Offsets in text of the calls that have not returned, innermost first. */
-function chain({ machine, vcpu }: Guest, rsp: Addr = vcpu.rsp): number[] {
-  return machine.trueStack(rsp).map(({ call }) => call - TEXT);
+/** The calls that have not returned, innermost first: nothing here is interrupted. */
+function frames({ machine, vcpu }: Guest, rsp: Addr = vcpu.rsp): CallFrame[] {
+  return machine.trueStack(rsp).map((frame) => (frame.kind === "call" ? frame : expect.fail(frame.kind)));
+}
+
+/** Their offsets in text. */
+function chain(guest: Guest, rsp?: Addr): number[] {
+  return frames(guest, rsp).map(({ call }) => call! - TEXT);
 }
 
 /** Steps to the end and holds the record against `expected`, the calls by offset, at every boundary. */
@@ -32,8 +38,8 @@ function follow(guest: Guest, calls: Record<number, number>, returns: readonly n
     if (exit !== undefined) return n;
     if (calls[ip] !== undefined) {
       expected.unshift(ip);
-      const [frame] = guest.machine.trueStack(guest.vcpu.rsp);
-      expect(frame).toEqual({ call: at(ip), slot: guest.vcpu.rsp, returnAddress: at(ip + calls[ip]!) });
+      const returnAddress = at(ip + calls[ip]!);
+      expect(frames(guest)[0]).toEqual({ kind: "call", call: at(ip), slot: guest.vcpu.rsp, returnAddress });
     }
     if (returns.includes(ip)) expected.shift();
     expect(chain(guest)).toEqual(expected);
@@ -57,11 +63,10 @@ describe("recursion", () => {
       restart(guest, { ...EMPTY, rcx: depth });
       // 4 instructions a level: stop within the innermost.
       expect(guest.vcpu.run({ budget: 1 + 4 * depth + 2 }).kind).toBe("budget");
-      const frames = guest.machine.trueStack(guest.vcpu.rsp);
-      expect(frames.map(({ slot }) => slot)).toEqual(
+      expect(frames(guest).map(({ slot }) => slot)).toEqual(
         Array.from({ length: depth + 1 }, (_, k) => TOP - 8 * (depth + 1 - k)),
       );
-      expect(frames.map(({ call }) => call - TEXT)).toEqual([...new Array(depth).fill(16), 0]);
+      expect(chain(guest)).toEqual([...new Array(depth).fill(16), 0]);
       expect(guest.vcpu.run().kind).toBe("hypercall");
       expect(chain(guest)).toEqual([]);
     }
@@ -111,7 +116,7 @@ describe("a return trampoline", () => {
     const guest = makeRecorded(code);
     for (let n = 0; n < 4; n++) guest.vcpu.step();
     expect(guest.machine.memory.readWord(guest.vcpu.rsp)).not.toBe(BigInt.asUintN(64, BigInt(at(5))));
-    expect(guest.machine.trueStack(guest.vcpu.rsp)[0]?.returnAddress).toBe(at(5));
+    expect(frames(guest)[0]?.returnAddress).toBe(at(5));
   });
 });
 

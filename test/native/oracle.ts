@@ -9,8 +9,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Outcome, type Program, REGISTERS, type RegisterName } from "../x86/cases-model.ts";
-import { executable } from "./elf.ts";
-import { harnessText } from "./harness.ts";
+import { harnessProgram } from "./harness.ts";
 import { decodeOutcomes, encodePrograms } from "./records.ts";
 
 /** What the harness's exit status says it could not do. */
@@ -34,7 +33,7 @@ export async function runNative(programs: readonly Program[]): Promise<Outcome[]
   try {
     const program = join(folder, "harness");
     const input = join(folder, "cases");
-    writeFileSync(program, executable(await harnessText()), { mode: 0o700 });
+    writeFileSync(program, await harnessProgram(), { mode: 0o700 });
     writeFileSync(input, encodePrograms(programs));
     const { status, signal, output } = await run(program, input);
     if (signal === null && status !== 0)

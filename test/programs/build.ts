@@ -1,7 +1,7 @@
-// The generated programs, compiled: per level an object with all of them, and what the host's CPU makes of it.
+// The generated programs, compiled: per level some objects with all of them, and what the host's CPU makes of them.
 //
 // Both sides execute the same machine code: the objects that are linked here are linked into a program of the
-// host too, whose low 2 GiB serve the kernel's code model as its high ones do. Only on x86-64 Linux with gcc.
+// host too, whose low 2 GiB serve the kernel's code model as its high ones do. Only on x86-64 Linux with a compiler.
 
 import { execFile } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -15,6 +15,8 @@ import type { Program } from "./generator.ts";
 export const LEVELS = ["-O0", "-O1", "-O2", "-O3", "-Os"] as const;
 export type Level = (typeof LEVELS)[number];
 
+export type Compiler = "gcc" | "clang";
+
 const HERE = dirname(fileURLToPath(import.meta.url));
 const FLAGS =
   `-std=gnu11 -w -g0 -ffreestanding -mcmodel=kernel -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only
@@ -22,6 +24,12 @@ const FLAGS =
     /\s+/,
   );
 const EXTENSIONS = ["-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt", "-mmovbe", "-madx"];
+
+/** Else the compiler makes memcpy's loop a call of memcpy. */
+const KEEP_LOOPS: Readonly<Record<Compiler, readonly string[]>> = {
+  gcc: ["-fno-tree-loop-distribute-patterns"],
+  clang: ["-fno-builtin"],
+};
 
 /** What one level's code did on the host. */
 export interface Native {
@@ -45,45 +53,54 @@ export interface Batch {
 
 const start = promisify(execFile);
 
-async function gcc(...args: readonly string[]): Promise<void> {
-  await start("gcc", [...args], { cwd: HERE });
-}
-
-/** Compiles `batches` in `folder` at every level, two compilers at a time, and runs them on the host. */
-export async function build(folder: string, batches: readonly Batch[]): Promise<Map<Level, Built>> {
+/**
+ * Compiles `batches` in `folder` at every level, two compilations at a time, and runs them on the host: a level's
+ * promise is kept when that level is done, whatever the others are at.
+ */
+export function build(
+  compiler: Compiler,
+  folder: string,
+  batches: readonly Batch[],
+): ReadonlyMap<Level, Promise<Built>> {
+  const compile = async (...args: readonly string[]) => {
+    await start(compiler, [...args], { cwd: HERE });
+  };
   const programs = batches.flatMap((batch) => batch.programs);
   for (const batch of batches) writeFileSync(join(folder, `${batch.name}.c`), sourceOf(batch));
   writeFileSync(join(folder, "calls.inc"), programs.map(listed).join(""));
+  const queue = new Queue(2);
   const runtime = join(folder, "runtime.o");
   const driver = join(folder, "driver.o");
-  const objectOf = (level: Level, { name }: Batch) => join(folder, `${name}${level}.o`);
-  const compile = (level: Level, batch: Batch) => () =>
-    gcc(
-      ...FLAGS,
-      level,
-      ...(batch.extensions ? EXTENSIONS : []),
-      "-c",
-      ...["-o", objectOf(level, batch)],
-      ...["-include", join(HERE, "prelude.h"), join(folder, `${batch.name}.c`)],
-    );
-  await twoAtATime([
-    ...(["-O3", "-O2", "-O1", "-Os", "-O0"] as const).flatMap((level) =>
-      batches.map((batch) => compile(level, batch)),
-    ),
-    // Else gcc makes memcpy's loop a call of memcpy.
-    () => gcc(...FLAGS, "-O1", "-fno-tree-loop-distribute-patterns", "-c", "-o", runtime, "runtime.c"),
-    () => gcc("-O1", "-fno-pie", "-I", folder, "-c", "-o", driver, "driver.c"),
+  const shared = Promise.all([
+    queue.add(() => compile(...FLAGS, "-O1", ...KEEP_LOOPS[compiler], "-c", "-o", runtime, "runtime.c")),
+    queue.add(() => compile("-O1", "-fno-pie", "-I", folder, "-c", "-o", driver, "driver.c")),
   ]);
-  const built = new Map<Level, Built>();
-  for (const level of LEVELS) {
-    const files = [...batches.map((batch) => objectOf(level, batch)), runtime];
+  const built = LEVELS.map(async (level) => {
+    const objectOf = ({ name }: Batch) => join(folder, `${name}${level}.o`);
+    const files = [...batches.map(objectOf), runtime];
+    const compiled = batches.map((batch) =>
+      queue.add(() =>
+        compile(
+          ...FLAGS,
+          level,
+          ...(batch.extensions ? EXTENSIONS : []),
+          "-c",
+          ...["-o", objectOf(batch)],
+          ...["-include", join(HERE, "prelude.h"), join(folder, `${batch.name}.c`)],
+        ),
+      ),
+    );
+    await Promise.all([shared, ...compiled]);
     const program = join(folder, `native${level}`);
-    await gcc("-no-pie", "-z", "noexecstack", "-o", program, driver, ...files);
+    // Not behind the levels that follow.
+    await compile("-no-pie", "-z", "noexecstack", "-o", program, driver, ...files);
     const { stdout } = await start(program, { maxBuffer: 2 ** 26, timeout: 20_000 });
     const objects = files.map((file) => parseElf(file, new Uint8Array(readFileSync(file))));
-    built.set(level, { objects, native: nativeOf(programs, stdout) });
-  }
-  return built;
+    return { objects, native: nativeOf(programs, stdout) };
+  });
+  // Whoever asks for a level hears of its failure; nobody may.
+  for (const one of built) one.catch(() => {});
+  return new Map(LEVELS.map((level, n) => [level, built[n]!]));
 }
 
 function sourceOf({ programs }: Batch): string {
@@ -107,11 +124,26 @@ function nativeOf(programs: readonly Program[], output: string): Native {
   return { results, globals };
 }
 
-/** Runs `jobs` in order, two of them at any time. */
-async function twoAtATime(jobs: readonly (() => Promise<void>)[]): Promise<void> {
-  const left = [...jobs];
-  const work = async () => {
-    for (let job = left.shift(); job !== undefined; job = left.shift()) await job();
-  };
-  await Promise.all([work(), work()]);
+/** Runs what is added in that order, no more than `limit` of them at any time. */
+class Queue {
+  private readonly limit: number;
+  private readonly waiting: (() => void)[] = [];
+  private running = 0;
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  async add(job: () => Promise<void>): Promise<void> {
+    if (this.running === this.limit) await new Promise<void>((resolve) => this.waiting.push(resolve));
+    else this.running++;
+    try {
+      await job();
+    } finally {
+      // Whoever waits takes over.
+      const next = this.waiting.shift();
+      if (next === undefined) this.running--;
+      else next();
+    }
+  }
 }

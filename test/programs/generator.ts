@@ -1,7 +1,7 @@
 // A C program from a seed: always the same text for the same seed.
 //
 // Freestanding integer C in which every expression has one value: a compiler may do with it what it likes,
-// and the results stay. `calls` names functions that take and return a u64, to be called in
+// and the results stay. One program in eight is long; the others have less of everything. `calls` names functions that take and return a u64, to be called in
 // this order; lower functions come first, so that the first wrong result is nearest to its cause.
 
 import { Random } from "../fuzz/random.ts";
@@ -21,10 +21,13 @@ export function generate(seed: number, extensions: boolean): Program {
   return new ProgramWriter(seed, extensions).write();
 }
 
+const LONG = 8;
+
 class ProgramWriter {
   private readonly random: Random;
   private readonly expressions: Expressions;
   private readonly seed: number;
+  private readonly long: boolean;
   private readonly lines: string[] = [];
   private readonly scalars: Readable[] = [];
   private readonly arrays: IndexedName[] = [];
@@ -34,25 +37,30 @@ class ProgramWriter {
 
   constructor(seed: number, extensions: boolean) {
     this.seed = seed;
+    this.long = seed % LONG === 0;
     this.random = new Random().restart(seed, extensions ? 1 : 0);
     this.expressions = new Expressions(this.random, extensions);
   }
 
   write(): Program {
-    const { random } = this;
+    const { random, long } = this;
     this.lines.push(`/* program ${this.seed} */`);
     this.globals();
-    for (let n = 0; n < 2; n++) this.function(this.name(`g${n}`), U64, [U64, U64], 1);
+    for (let n = 0; n < (long ? 2 : 1); n++) this.function(this.name(`g${n}`), U64, [U64, U64], 1);
     const cost = Math.max(...this.callees.map((callee) => callee.cost));
-    const entries = [...this.callees, ...this.callees].map(({ name }) => name).join(", ");
+    const entries = Array.from({ length: 4 }, (_, n) => this.callees[n % this.callees.length]!.name).join(
+      ", ",
+    );
     this.table = { name: this.name("table"), cost };
     this.lines.push(`static u64 (*const ${this.table.name}[4])(u64, u64) = {${entries}};`);
-    if (random.chance(50)) this.structure();
-    else this.bitField();
-    this.recursive();
-    for (let n = 0; n < 2; n++) {
-      const parameters = Array.from({ length: 1 + random.below(n === 1 ? 9 : 5) }, () => anyInt(random));
-      this.function(this.name(`f${n}`), anyInt(random), parameters, 3 + random.below(3));
+    const special = random.below(4);
+    if (special === 0 || (long && special === 2)) this.structure();
+    if (special === 1 || (long && special === 3)) this.bitField();
+    if (special === 2 || long) this.recursive();
+    for (let n = 0; n < (long ? 2 : 1); n++) {
+      const many = long ? n === 1 : random.chance(50);
+      const parameters = Array.from({ length: 1 + random.below(many ? 9 : 5) }, () => anyInt(random));
+      this.function(this.name(`f${n}`), anyInt(random), parameters, (long ? 3 : 1) + random.below(3));
     }
     return this.program();
   }

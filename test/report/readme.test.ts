@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
-import { packagePath } from "../../src/guest.ts";
+import { packagePath } from "../../src/base/file.ts";
 import { renderTour } from "../../src/report/tour.ts";
 import { gatherTour } from "../../src/tour.ts";
 

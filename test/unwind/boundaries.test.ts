@@ -1,6 +1,6 @@
 // At every instruction boundary of every workload: the machine's true stack against a shadow stack, and the
 // frame-pointer walk against both. Where the walk is right is read from the listings: between a function's
-// `mov %rsp,%rbp` and its `pop %rbp`; elsewhere it misses callers, and we say which.
+// `mov %rsp,%rbp` and its `pop %rbp`; elsewhere it misses callers, and we say which. It never claims to be reliable.
 
 import { beforeAll, describe, expect, test } from "vitest";
 import type { Addr } from "../../src/base/addr.ts";
@@ -87,7 +87,7 @@ function checkTruth(vcpu: Vcpu, shadow: ShadowStack): void {
   const here = lab.code.describe(vcpu.rip);
   const truth = lab.machine.trueStack(vcpu.rsp);
   expect(
-    truth.map(({ returnAddress }) => returnAddress),
+    truth.map((frame) => frame.kind === "call" && frame.returnAddress),
     here,
   ).toEqual(shadow.returns);
   expect(
@@ -104,11 +104,22 @@ function checkWalk(vcpu: Vcpu, shadow: ShadowStack): boolean {
   const expected = missing.get(rip);
   if (expected === undefined) return expect.fail(`nothing is known of ${here}`);
   expect(
-    frames.map(({ returnAddress }) => returnAddress),
+    frames.map(({ address }) => address),
     here,
   ).toEqual(shadow.returns.slice(expected));
-  expect(doubt, here).toBeNull();
+  // Where it is not in the trampoline's records, a frame is at its place.
+  for (const { slot } of frames)
+    if (!shadow.slots.includes(slot)) expect(inTrampoline(vcpu, slot), here).toBe(true);
+  expect(doubt, here).toEqual({ why: "live-registers", at: rip });
   return expected === 0;
+}
+
+/** Whether `slot` is in what a trampoline that has not returned has pushed. */
+function inTrampoline(vcpu: Vcpu, slot: Addr): boolean {
+  return lab.machine.trueStack(vcpu.rsp).some((frame) => {
+    if (frame.kind !== "call" || slot >= frame.slot || slot < frame.slot - 40) return false;
+    return redirects.some(({ site }) => site.ip === frame.call);
+  });
 }
 
 describe.each([
@@ -152,7 +163,9 @@ test("in the trampoline the record is of calls made: the return that was rewritt
   const vcpu = beginWorkload(lab, WORKLOADS[0]!);
   let differing = 0;
   stepCall(lab, vcpu, () => {
-    for (const { slot, returnAddress } of lab.machine.trueStack(vcpu.rsp)) {
+    for (const frame of lab.machine.trueStack(vcpu.rsp)) {
+      if (frame.kind !== "call") continue;
+      const { slot, returnAddress } = frame;
       const word = BigInt.asIntN(64, lab.machine.memory.readWord(slot));
       if (Number(word) === returnAddress) continue;
       // Only this: execution is about to go on in the new body.

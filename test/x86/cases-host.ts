@@ -1,45 +1,29 @@
-// Whether this host's processor has what a case executes: some instructions are newer than most processors.
+// Whether this host's processor can judge a case: some instructions are newer than most processors, and of some Intel's
+// manual, which the cases follow, says what AMD's processors do otherwise.
 
-import { readFileSync } from "node:fs";
-import { CpuidFeature } from "iced-x86";
+import { missingHostFeature } from "../../src/reference/hostFeature.ts";
+import { isAmdHost, makersDifference } from "../../src/reference/makers.ts";
 import { decodeAll } from "./cases-flags.ts";
-import type { Program } from "./cases-model.ts";
-
-/** What the kernel calls the features that not every processor of 64 bits has. */
-const FLAGS = new Map<CpuidFeature, string>([
-  [CpuidFeature.ADX, "adx"],
-  [CpuidFeature.BMI1, "bmi1"],
-  [CpuidFeature.BMI2, "bmi2"],
-  [CpuidFeature.CLFLUSHOPT, "clflushopt"],
-  [CpuidFeature.CLWB, "clwb"],
-  [CpuidFeature.CMPCCXADD, "cmpccxadd"],
-  [CpuidFeature.LZCNT, "abm"],
-  [CpuidFeature.MOVBE, "movbe"],
-  [CpuidFeature.MOVDIR64B, "movdir64b"],
-  [CpuidFeature.MOVDIRI, "movdiri"],
-  [CpuidFeature.POPCNT, "popcnt"],
-  [CpuidFeature.RAO_INT, "raoint"],
-  [CpuidFeature.SERIALIZE, "serialize"],
-  [CpuidFeature.SSE4_2, "sse4_2"],
-]);
+import { type Case, CODE, type Program } from "./cases-model.ts";
 
 /** The feature that `program` needs and this processor lacks; undefined if it can run. Linux only. */
 export function missingFeature(program: Program): string | undefined {
-  const found = hostFlags();
-  for (const instruction of decodeAll(program.bytes)) {
-    const needed = [...instruction.cpuidFeatures()];
-    instruction.free();
-    for (const feature of needed) {
-      const flag = FLAGS.get(feature);
-      if (flag !== undefined && !found.has(flag)) return flag;
-    }
-  }
-  return undefined;
+  const instructions = decodeAll(program.bytes);
+  const needed = instructions.flatMap((instruction) => [...instruction.cpuidFeatures()]);
+  for (const instruction of instructions) instruction.free();
+  return missingHostFeature(needed);
 }
 
-let flags: ReadonlySet<string> | undefined;
-
-function hostFlags(): ReadonlySet<string> {
-  flags ??= new Set(/^flags\s*:(.*)$/m.exec(readFileSync("/proc/cpuinfo", "latin1"))?.[1]?.split(" "));
-  return flags;
+/** What this processor does otherwise than the manual, if that concerns the case. Linux only. */
+export function othersWay({ bytes, after }: Case): string | undefined {
+  if (!isAmdHost()) return undefined;
+  const instructions = decodeAll(bytes);
+  const starts = instructions.map(({ ip }) => Number(ip) - CODE);
+  for (const instruction of instructions) instruction.free();
+  for (const start of starts) {
+    const found = makersDifference(bytes.subarray(start));
+    if (found === undefined) continue;
+    if (found.differs === "end" || after?.fault !== null) return `AMD's processors differ (${found.name})`;
+  }
+  return undefined;
 }

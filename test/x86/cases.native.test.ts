@@ -7,7 +7,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { nativeSkipReason, runNative } from "../native/oracle.ts";
 import { CASES_FOLDER, caseFiles, loadCases } from "./cases.ts";
 import { flagEffect } from "./cases-flags.ts";
-import { missingFeature } from "./cases-host.ts";
+import { missingFeature, othersWay } from "./cases-host.ts";
 import type { Case, Outcome } from "./cases-model.ts";
 import { parseCase, withRightSide } from "./cases-text.ts";
 import { differences, settle } from "./cases-verdict.ts";
@@ -15,17 +15,17 @@ import { differences, settle } from "./cases-verdict.ts";
 const skip = await nativeSkipReason();
 if (skip !== undefined) console.log(`cases are not compared with the processor: ${skip}`);
 
-/** Of a family's cases those that this processor can run; says which it lacks what for. */
+/** Of a family's cases those that this processor can judge; says which it cannot, and why. */
 function runnable(family: string): Case[] {
-  const lacking = new Map<string, number>();
+  const reasons = new Map<string, number>();
   const cases = loadCases(family).filter((theCase) => {
     const missing = missingFeature(theCase);
-    if (missing !== undefined) lacking.set(missing, (lacking.get(missing) ?? 0) + 1);
-    return missing === undefined;
+    const reason = missing === undefined ? othersWay(theCase) : `this processor has no ${missing}`;
+    if (reason !== undefined) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+    return reason === undefined;
   });
-  for (const [feature, count] of lacking) {
-    console.log(`${family}.case: ${count} cases are not compared: this processor has no ${feature}`);
-  }
+  for (const [reason, count] of reasons)
+    console.log(`${family}.case: ${count} cases are not compared: ${reason}`);
   return cases;
 }
 

@@ -20,7 +20,6 @@ const moveControl: Execute = kernel((x) => {
   if (word === "cr0" && (value >> 32n !== 0n || (value & kept) !== kept)) return GENERAL_PROTECTION;
   if ((word === "cr8" && value > 15n) || (word === "cr4" && value >> 32n !== 0n)) return GENERAL_PROTECTION;
   cpu.setWord(word, value);
-  cpu.flushTlb();
   return undefined;
 });
 
@@ -48,7 +47,6 @@ const moveDebug: Execute = kernel((x) => {
   if (register >= 6 && value >> 32n !== 0n) return GENERAL_PROTECTION;
   const fixed = register === 6 ? DR6_FIXED : register === 7 ? DR7_FIXED : 0n;
   x.cpu.setWord("dr", (value & (WRITABLE.get(register) ?? -1n)) | fixed, register);
-  x.cpu.flushTlb();
   return undefined;
 });
 

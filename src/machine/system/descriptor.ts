@@ -3,79 +3,100 @@
 import type { Fault } from "../exit.ts";
 import { isFault, type Processor } from "./processor.ts";
 
-export interface CodeDescriptor {
-  readonly kind: "code";
-  readonly dpl: number;
-  readonly conforming: boolean;
-  /** 64-bit code; nothing else can be run here. */
-  readonly long: boolean;
-  readonly readable: boolean;
-  readonly present: boolean;
-  readonly base: bigint;
-  readonly limit: bigint;
-  readonly rights: bigint;
-}
-
-export interface OtherDescriptor {
-  readonly kind: "data" | "system";
+interface AnyDescriptor {
   readonly dpl: number;
   readonly present: boolean;
-  readonly writable: boolean;
-  /** The four-bit type of a system descriptor: 2 LDT, 9 and 11 available and busy TSS. */
-  readonly type: number;
   readonly base: bigint;
   readonly limit: bigint;
   /** As lar has them: the second double word, less base and limit. */
   readonly rights: bigint;
+  /** Where it is, and the first half of it. */
+  readonly at: bigint;
+  readonly low: bigint;
+}
+
+export interface CodeDescriptor extends AnyDescriptor {
+  readonly kind: "code";
+  readonly conforming: boolean;
+  /** 64-bit code; nothing else can be run here. */
+  readonly long: boolean;
+  readonly readable: boolean;
+}
+
+export interface OtherDescriptor extends AnyDescriptor {
+  readonly kind: "data" | "system";
+  readonly writable: boolean;
+  /** The four-bit type of a system descriptor: 2 LDT, 9 and 11 available and busy TSS. */
+  readonly type: number;
 }
 
 export type Descriptor = CodeDescriptor | OtherDescriptor;
 
-/** The descriptor that `selector` names in the GDT; undefined if the table ends before it. */
+/** Type bits of the first half: a segment was used; a task is under way. */
+const ACCESSED = 1n << 40n;
+const BUSY = 1n << 41n;
+const LDT = 2;
+
+/** The descriptor that `selector` names in the GDT or the LDT; undefined if the table ends before it. */
 export function readDescriptor(cpu: Processor, selector: bigint): Descriptor | undefined | Fault {
+  const table = (selector & 4n) === 0n ? globalTable(cpu) : localTable(cpu);
+  if (table === undefined || "vector" in table) return table;
   const offset = selector & ~7n;
-  if ((selector & 4n) !== 0n || offset + 7n > cpu.getWord("gdtLimit")) return undefined;
-  const low = cpu.readLinear(cpu.getWord("gdtBase") + offset, 8, false);
+  if (offset + 7n > table.limit) return undefined;
+  const at = table.base + offset;
+  const low = cpu.readLinear(at, 8, false);
   if (isFault(low)) return low;
   const bit = (n: bigint) => ((low >> n) & 1n) !== 0n;
-  const dpl = Number((low >> 45n) & 3n);
-  const present = bit(47n);
+  const type = Number((low >> 40n) & 15n);
   const segment = bit(44n);
-  const rights = (low >> 32n) & 0xf0ff00n;
   let base = ((low >> 16n) & 0xffffffn) | (((low >> 56n) & 0xffn) << 24n);
-  const pages = bit(55n);
   let limit = (low & 0xffffn) | (((low >> 48n) & 0xfn) << 16n);
-  if (pages) limit = (limit << 12n) | 0xfffn;
-  if (segment && bit(43n)) {
-    const long = bit(53n) && !bit(54n);
-    return {
-      kind: "code",
-      dpl,
-      conforming: bit(42n),
-      long,
-      readable: bit(41n),
-      present,
-      base,
-      limit,
-      rights,
-    };
-  }
+  if (bit(55n)) limit = (limit << 12n) | 0xfffn; // in pages
   if (!segment) {
-    const high = cpu.readLinear(cpu.getWord("gdtBase") + offset + 8n, 8, false);
+    if (offset + 15n > table.limit) return undefined;
+    const high = cpu.readLinear(at + 8n, 8, false);
     if (isFault(high)) return high;
     base |= (high & 0xffffffffn) << 32n;
   }
-  const type = Number((low >> 40n) & 15n);
-  return {
-    kind: segment ? "data" : "system",
-    dpl,
-    present,
-    writable: segment && bit(41n),
-    type,
+  const any = {
+    dpl: Number((low >> 45n) & 3n),
+    present: bit(47n),
     base,
     limit,
-    rights,
+    rights: (low >> 32n) & 0xf0ff00n,
+    at,
+    low,
   };
+  if (!segment || !bit(43n))
+    return { kind: segment ? "data" : "system", writable: segment && bit(41n), type, ...any };
+  return { kind: "code", conforming: bit(42n), long: bit(53n) && !bit(54n), readable: bit(41n), ...any };
+}
+
+interface Table {
+  readonly base: bigint;
+  readonly limit: bigint;
+}
+
+function globalTable(cpu: Processor): Table {
+  return { base: cpu.getWord("gdtBase"), limit: cpu.getWord("gdtLimit") };
+}
+
+/** What ldtr names, looked up each time. */
+function localTable(cpu: Processor): Table | undefined | Fault {
+  const selector = cpu.getWord("ldtr");
+  if ((selector & ~3n) === 0n || (selector & 4n) !== 0n) return undefined;
+  const found = readDescriptor(cpu, selector);
+  if (found === undefined || "vector" in found) return found;
+  return found.kind === "system" && found.type === LDT ? found : undefined;
+}
+
+/** Loading a segment register notes in the descriptor that the segment was used. */
+export function markAccessed(cpu: Processor, { at, low }: Descriptor): Fault | undefined {
+  return (low & ACCESSED) !== 0n ? undefined : cpu.writeLinear(at, [low | ACCESSED], false);
+}
+
+export function markBusy(cpu: Processor, { at, low }: Descriptor): Fault | undefined {
+  return cpu.writeLinear(at, [low | BUSY], false);
 }
 
 export interface Gate {

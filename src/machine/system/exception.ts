@@ -7,7 +7,7 @@ import { type Addr, addr, isCanonical } from "../../base/addr.ts";
 import { FLAG, RSP } from "../../x86/register.ts";
 import { EMPTY_RIP } from "../../x86/state.ts";
 import type { Fault } from "../exit.ts";
-import { readDescriptor, readGate, readTssStack } from "./descriptor.ts";
+import { markAccessed, readDescriptor, readGate, readTssStack } from "./descriptor.ts";
 import { isFault, type Processor } from "./processor.ts";
 
 /** Vectors by the names that the manual gives them (SDM vol. 3, table 6-1). */
@@ -114,6 +114,8 @@ function enter(cpu: Processor, event: Event): Fault | undefined {
   if (stack === undefined) return { vector: "#TS", errorCode: (Number(cpu.getWord("tr")) & ~3) | external };
   if (!isCanonical(stack)) return { vector: "#SS", errorCode: external };
   if (!isCanonical(gate.offset)) return { vector: "#GP", errorCode: external };
+  const used = markAccessed(cpu, code);
+  if (used !== undefined) return used;
 
   const flags = cpu.rflags;
   // A handler that returns to a faulting instruction must not meet its breakpoint again.

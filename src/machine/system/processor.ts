@@ -25,6 +25,8 @@ export interface Processor {
   writeLinear(at: bigint, parts: readonly bigint[], user: boolean): Fault | undefined;
   /** The same for one little-endian value of any size. */
   writeBytes(at: bigint, value: bigint, size: number, user: boolean): Fault | undefined;
+  /** Why `size` bytes cannot be stored there. */
+  checkWrite(at: bigint, size: number, user: boolean): Fault | undefined;
   /** From now on, code runs at `level`. */
   setPrivilege(level: 0 | 3): void;
   /** What was decided about memory with the old control registers or flags is no longer true. */

@@ -4,7 +4,7 @@ import { isCanonical } from "../../base/addr.ts";
 import { Code } from "../../x86/decode.ts";
 import { FLAG, RSP } from "../../x86/register.ts";
 import type { Fault } from "../exit.ts";
-import { type Descriptor, readDescriptor } from "./descriptor.ts";
+import { type Descriptor, markAccessed, markBusy, readDescriptor } from "./descriptor.ts";
 import {
   type Execute,
   type Execution,
@@ -16,8 +16,12 @@ import {
 } from "./execution.ts";
 import { isFault, type Processor, type StateWord } from "./processor.ts";
 
-/** A stack segment is null inside the kernel, else writable data of the same level. */
-export function checkStackSegment(cpu: Processor, selector: bigint, level: number): Fault | undefined {
+/** The descriptor of a stack segment: writable data of the same level; or null, inside the kernel (undefined). */
+export function findStackSegment(
+  cpu: Processor,
+  selector: bigint,
+  level: number,
+): Descriptor | undefined | Fault {
   const wrong: Fault = { vector: "#GP", errorCode: Number(selector & ~3n) };
   if (Number(selector & 3n) !== level) return wrong;
   if ((selector & ~3n) === 0n) return level === 3 ? GENERAL_PROTECTION : undefined;
@@ -25,37 +29,56 @@ export function checkStackSegment(cpu: Processor, selector: bigint, level: numbe
   if (stack === undefined) return wrong;
   if ("vector" in stack) return stack;
   if (stack.kind !== "data" || !stack.writable || stack.dpl !== level) return wrong;
-  return stack.present ? undefined : { vector: "#SS", errorCode: wrong.errorCode };
+  return stack.present ? stack : { vector: "#SS", errorCode: wrong.errorCode };
 }
 
 const SEGMENT_WORDS = ["es", "cs", "ss", "ds", "fs", "gs"] as const;
 const CS = 1;
 const SS = 2;
 
+/** Nulls the data segments that user code may not have: those whose descriptors were the kernel's. Bases stay. */
+export function leaveInnerSegments(cpu: Processor): void {
+  const inner = cpu.getWord("innerSegments");
+  if (inner === 0n) return;
+  for (const [n, word] of SEGMENT_WORDS.entries()) if ((inner >> BigInt(n)) & 1n) cpu.setWord(word, 0n);
+  cpu.setWord("innerSegments", 0n);
+}
+
 function loadSegment(x: Execution, segment: number, selector: bigint): Fault | undefined {
   const { cpu } = x;
   const level = x.user ? 3 : 0;
   if (segment === CS) return INVALID_OPCODE;
-  let base = 0n;
-  if (segment === SS) {
-    const fault = checkStackSegment(cpu, selector, level);
-    if (fault !== undefined) return fault;
-    cpu.setWord("shadow", BigInt.asUintN(64, BigInt(x.next)));
-  } else if ((selector & ~3n) !== 0n) {
-    const wrong: Fault = { vector: "#GP", errorCode: Number(selector & ~3n) };
-    const found = readDescriptor(cpu, selector);
-    if (found === undefined) return wrong;
-    if ("vector" in found) return found;
-    if (found.kind === "system" || (found.kind === "code" && !found.readable)) return wrong;
-    const conforming = found.kind === "code" && found.conforming;
-    if (!conforming && found.dpl < Math.max(level, Number(selector & 3n))) return wrong;
-    if (!found.present) return { vector: "#NP", errorCode: wrong.errorCode };
-    base = found.base;
-  }
+  const found =
+    segment === SS ? findStackSegment(cpu, selector, level) : findDataSegment(cpu, selector, level);
+  if (found !== undefined && "vector" in found) return found;
+  const fault = found === undefined ? undefined : markAccessed(cpu, found);
+  if (fault !== undefined) return fault;
   cpu.setWord(SEGMENT_WORDS[segment]!, selector);
-  if (segment === 4) cpu.setWord("fsBase", base);
-  if (segment === 5) cpu.setWord("gsBase", base);
+  if (segment === SS) cpu.setWord("shadow", BigInt.asUintN(64, BigInt(x.next)));
+  else {
+    const bit = 1n << BigInt(segment);
+    const inner = found !== undefined && !isConforming(found) && found.dpl < 3;
+    cpu.setWord("innerSegments", (cpu.getWord("innerSegments") & ~bit) | (inner ? bit : 0n));
+  }
+  if (segment === 4) cpu.setWord("fsBase", found?.base ?? 0n);
+  if (segment === 5) cpu.setWord("gsBase", found?.base ?? 0n);
   return undefined;
+}
+
+/** The same for ds, es, fs, gs: anything readable that the level may have, or null. */
+function findDataSegment(cpu: Processor, selector: bigint, level: number): Descriptor | undefined | Fault {
+  if ((selector & ~3n) === 0n) return undefined;
+  const wrong: Fault = { vector: "#GP", errorCode: Number(selector & ~3n) };
+  const found = readDescriptor(cpu, selector);
+  if (found === undefined) return wrong;
+  if ("vector" in found) return found;
+  if (found.kind === "system" || (found.kind === "code" && !found.readable)) return wrong;
+  if (!isConforming(found) && found.dpl < Math.max(level, Number(selector & 3n))) return wrong;
+  return found.present ? found : { vector: "#NP", errorCode: wrong.errorCode };
+}
+
+function isConforming(found: Descriptor): boolean {
+  return found.kind === "code" && found.conforming;
 }
 
 export const moveSegment: Execute = (x) => {
@@ -112,24 +135,28 @@ export function storeTable(base: StateWord, limit: StateWord): Execute {
   };
 }
 
+/** A system descriptor of a type, in the GDT. */
+function findSystemSegment(cpu: Processor, selector: bigint, type: number): Descriptor | Fault {
+  const wrong: Fault = { vector: "#GP", errorCode: Number(selector & ~3n) };
+  if ((selector & 4n) !== 0n) return wrong;
+  const found = readDescriptor(cpu, selector);
+  if (found === undefined) return wrong;
+  if ("vector" in found) return found;
+  if (found.kind !== "system" || found.type !== type) return wrong;
+  return found.present ? found : { vector: "#NP", errorCode: wrong.errorCode };
+}
+
+const LDT = 2;
 const AVAILABLE_TSS = 9;
-const BUSY = 1n << 41n;
 
 export const loadTaskRegister: Execute = kernel((x) => {
   const { cpu } = x;
   const selector = x.read(0, 2);
   if (isFault(selector)) return selector;
-  const wrong: Fault = { vector: "#GP", errorCode: Number(selector & ~3n) };
   if ((selector & ~3n) === 0n) return GENERAL_PROTECTION;
-  const found = readDescriptor(cpu, selector);
-  if (found === undefined) return wrong;
+  const found = findSystemSegment(cpu, selector, AVAILABLE_TSS);
   if ("vector" in found) return found;
-  if (found.kind !== "system" || found.type !== AVAILABLE_TSS) return wrong;
-  if (!found.present) return { vector: "#NP", errorCode: wrong.errorCode };
-  const at = cpu.getWord("gdtBase") + (selector & ~7n);
-  const low = cpu.readLinear(at, 8, false);
-  if (isFault(low)) return low;
-  const fault = cpu.writeLinear(at, [low | BUSY], false);
+  const fault = markBusy(cpu, found);
   if (fault !== undefined) return fault;
   cpu.setWord("tr", selector);
   cpu.setWord("tssBase", found.base);
@@ -140,6 +167,10 @@ export const loadTaskRegister: Execute = kernel((x) => {
 export const loadLocalTable: Execute = kernel((x) => {
   const selector = x.read(0, 2);
   if (isFault(selector)) return selector;
+  if ((selector & ~3n) !== 0n) {
+    const found = findSystemSegment(x.cpu, selector, LDT);
+    if ("vector" in found) return found;
+  }
   x.cpu.setWord("ldtr", selector);
   return undefined;
 });
@@ -153,8 +184,7 @@ export function inspect(use: (x: Execution, found: Descriptor) => boolean): Exec
     const found = (selector & ~3n) === 0n ? undefined : readDescriptor(x.cpu, selector);
     if (found !== undefined && "vector" in found) return found;
     const level = Math.max(x.user ? 3 : 0, Number(selector & 3n));
-    const visible =
-      found !== undefined && (found.dpl >= level || (found.kind === "code" && found.conforming));
+    const visible = found !== undefined && (found.dpl >= level || isConforming(found));
     x.setFlag(FLAG.ZF, visible && use(x, found));
     return undefined;
   };

@@ -16,6 +16,7 @@ import {
   writeBase,
 } from "./control.ts";
 import { cpuid } from "./cpuid.ts";
+import { enter } from "./enter.ts";
 import {
   type Execute,
   Execution,
@@ -25,7 +26,7 @@ import {
   nothing,
   type Outcome,
 } from "./execution.ts";
-import { farReturn, iret, syscall, sysret } from "./farTransfer.ts";
+import { farReturn, iret, syscall, sysenter, sysexit, sysret } from "./farTransfer.ts";
 import { readMsr, writeMsr } from "./msr.ts";
 import { isFault, type Processor } from "./processor.ts";
 import {
@@ -83,6 +84,10 @@ const INSTRUCTIONS = new Map<Mnemonic, Execute>([
   [Mnemonic.Syscall, syscall],
   [Mnemonic.Sysretq, kernel(sysret)],
   [Mnemonic.Iretq, iret],
+  [Mnemonic.Iretd, iret],
+  [Mnemonic.Iret, iret],
+  [Mnemonic.Sysenter, sysenter],
+  [Mnemonic.Sysexitq, kernel(sysexit)],
   [Mnemonic.Retf, farReturn],
   [
     Mnemonic.Swapgs,
@@ -136,6 +141,7 @@ const INSTRUCTIONS = new Map<Mnemonic, Execute>([
       return undefined;
     }),
   ],
+  [Mnemonic.Serialize, nothing],
   [Mnemonic.Wbinvd, kernel(nothing)],
   [Mnemonic.Wbnoinvd, kernel(nothing)],
   [Mnemonic.Invd, kernel(nothing)],
@@ -187,6 +193,7 @@ const INSTRUCTIONS = new Map<Mnemonic, Execute>([
     },
   ],
   [Mnemonic.Int1, () => ({ vector: 1, source: "trap" })],
+  [Mnemonic.Enter, enter],
   // Forms of lifted instructions: with a system register, or where a flag is more than a bit to change.
   [Mnemonic.Mov, move],
   [Mnemonic.Push, pushSegment],

@@ -25,13 +25,7 @@ export interface Place {
 
 /** Why lifted code stops before an instruction. */
 export type Stop =
-  | {
-      readonly kind: "miss";
-      readonly address: Local;
-      readonly size: number;
-      readonly access: Access;
-      readonly slot: number;
-    }
+  | { readonly kind: "miss"; readonly address: Local; readonly size: number; readonly access: Access }
   | { readonly kind: "answer"; readonly answer: number };
 
 /** `read2` is the second read of an instruction that has two (cmps): were both in one TLB, they could evict each other. */
@@ -93,12 +87,6 @@ export abstract class Emitter extends ValueEmitter {
     return this.instruction.code;
   }
 
-  /** How deep an `enter` nests. It belongs to the form. */
-  get nesting(): number {
-    const [, level] = this.instruction.operands;
-    return level?.kind === "nesting" ? level.level : bug("only enter nests");
-  }
-
   get repeat(): "rep" | "repne" | undefined {
     return this.instruction.repeat;
   }
@@ -127,6 +115,8 @@ export abstract class Emitter extends ValueEmitter {
   protected abstract putX(value: Value): void;
   /** Stops before this instruction if the i32 on the stack is not zero. */
   protected abstract stopIf(stop: Stop): void;
+  /** Pushes what the bank of the code's privilege level is found by: with the offset that it returns. */
+  protected abstract pushBank(): number;
   /** Goes to the branch target, or if `condition` is given, goes there only when it holds. */
   abstract branch(condition?: Bit): void;
   /** Goes to `target`, which must have passed `checkTarget`. */
@@ -185,17 +175,16 @@ export abstract class Emitter extends ValueEmitter {
     return this.add(this.effectiveAddressAfterPop(bytes), this.segmentBase());
   }
 
-  /**
-   * Checks an access of `size` bytes; a miss stops before the instruction. Given `slot`, the CPU does it in pieces
-   * of so many bytes, the highest first: the first of them that cannot be done is what faults.
-   */
-  check(address: Value, size: number, access: Access, slot = 0): Host {
+  /** Checks an access of `size` bytes; a miss stops before the instruction. */
+  check(address: Value, size: number, access: Access): Host {
     if (this.committed) bug("a memory check after an effect");
     const { f } = this;
     const linear = this.copy(address);
     const entry = this.temp("i32");
-    f.get(this.cpu);
-    if (access !== "read2") {
+    let table: number = TLB[access];
+    if (access === "read2") f.get(this.cpu);
+    else {
+      table += this.pushBank();
       f.get(linear)
         .op("i32.wrap_i64")
         .i32(8)
@@ -205,7 +194,7 @@ export abstract class Emitter extends ValueEmitter {
       f.op("i32.add");
     }
     // The tag of the first byte's page is compared with the last byte's page, so that an access across two misses.
-    f.tee(entry).load("i64.load", TLB[access]);
+    f.tee(entry).load("i64.load", table);
     f.get(linear)
       .i64(size - 1)
       .op("i64.add")
@@ -214,27 +203,18 @@ export abstract class Emitter extends ValueEmitter {
       .op("i64.ne");
     if (access === "read2") {
       // One entry serves all pages: it may be that of the last byte's, and the first byte before it.
-      f.get(entry).load("i32.load", TLB[access] + 12);
+      f.get(entry).load("i32.load", table + 12);
       f.get(linear).op("i32.wrap_i64").i32(-PAGE_SIZE).op("i32.and").op("i32.ne").op("i32.or");
     }
-    this.stopIf({ kind: "miss", address: linear, size, access, slot });
+    this.stopIf({ kind: "miss", address: linear, size, access });
     const host = this.temp("i32");
     f.get(linear)
       .op("i32.wrap_i64")
       .get(entry)
-      .load("i32.load", TLB[access] + 8)
+      .load("i32.load", table + 8)
       .op("i32.add")
       .set(host);
     return host as Host;
-  }
-
-  /** `offset` bytes further on in what was checked. */
-  within(host: Host, offset: Value): Host {
-    const further = this.temp("i32");
-    this.f.get(host);
-    this.push64(offset);
-    this.f.op("i32.wrap_i64").op("i32.add").set(further);
-    return further as Host;
   }
 
   loadFrom(host: Host, size: Size, offset = 0): Value {
@@ -314,16 +294,16 @@ export abstract class Emitter extends ValueEmitter {
     this.stopWhen(this.ne(extended, target), ANSWER.generalProtection);
   }
 
-  /** Where the instruction sets rsp otherwise than by pushing, calling or returning: true, with room made to record it. */
-  protected beginRecord(): boolean {
-    if (!this.recording || !setsStackPointer(this.instruction)) return false;
+  /** Where the instruction sets rsp otherwise than by pushing, calling or returning: rsp, with room made to record it. */
+  protected beginRecord(): Value | undefined {
+    if (!this.recording || !setsStackPointer(this.instruction)) return undefined;
     this.checkRecord();
-    return true;
+    return this.reg(RSP);
   }
 
-  /** Records where rsp is now. */
-  protected endRecord(): void {
-    this.recordEvent(EVENT.stackPointer, this.reg(RSP), 0n);
+  /** Records that rsp was `before`, and where it is now. */
+  protected endRecord(before: Value): void {
+    this.recordEvent(EVENT.stackPointer, this.reg(RSP), before);
   }
 
   /** Makes sure of room for one recorded event. */
@@ -450,13 +430,21 @@ export abstract class Emitter extends ValueEmitter {
 }
 
 const POPS = [Mnemonic.Pop, Mnemonic.Popf, Mnemonic.Popfq, Mnemonic.Leave];
+/** Xchg, xadd, mulx, cmpccxadd: their second operand is written too. */
+const WRITES_SECOND = /^(Xchg|Xadd|Mulx|Cmp\w+xadd)$/;
 
 /** True if a frame can end by it without a return. */
-export function setsStackPointer({ mnemonic, operands }: Instruction): boolean {
-  const [first] = operands;
+export function setsStackPointer({ mnemonic, operands: [first, second] }: Instruction): boolean {
+  const isRsp = (operand?: Operand) => operand?.kind === "register" && operand.reg === RSP;
+  if (POPS.includes(mnemonic)) return true;
   return (
-    POPS.includes(mnemonic) || (first?.kind === "register" && first.reg === RSP && mnemonic !== Mnemonic.Push)
+    (isRsp(first) && mnemonic !== Mnemonic.Push) || (isRsp(second) && WRITES_SECOND.test(Mnemonic[mnemonic]!))
   );
+}
+
+/** An enter that copies frame pointers: each of its pushes happens whether or not the next one faults. */
+export function nests({ operands }: Instruction): boolean {
+  return operands.some((operand) => operand.kind === "nesting" && operand.level > 0);
 }
 
 function isSize(size: number): size is Size {

@@ -9,7 +9,7 @@ import type { Addr } from "../../base/addr.ts";
 import { bug } from "../../base/refuse.ts";
 import { FunctionBuilder, type Label, type Local } from "../../wasm/function.ts";
 import type { Instruction } from "../decode.ts";
-import { ANSWER, CACHE_ENTRIES, STATE } from "../state.ts";
+import { ANSWER, CACHE_ENTRIES, STATE, USER_BANK } from "../state.ts";
 import type { Stop } from "./emitter.ts";
 import { returnPoints } from "./returnPoint.ts";
 import { StackWindowEmitter } from "./stackWindow.ts";
@@ -37,15 +37,20 @@ export interface EmittedRegion {
   readonly stopPoints: readonly StopPoint[];
 }
 
-/** Emits `blocks` (entries in that order) for table slot `slot`, by which the region knows its own jump-cache entries. */
-export function emitRegion(
-  blocks: readonly Block[],
-  went: ReadonlyMap<Addr, Addr>,
-  slot: number,
-  recording: boolean,
-): EmittedRegion {
+export interface RegionOptions {
+  /** Where instructions went when they were last seen. */
+  readonly went: ReadonlyMap<Addr, Addr>;
+  /** By which the region knows its own jump-cache entries. */
+  readonly slot: number;
+  readonly recording: boolean;
+  /** It is for user code, or for the kernel. */
+  readonly user: boolean;
+}
+
+/** Emits `blocks`, entries in that order. */
+export function emitRegion(blocks: readonly Block[], options: RegionOptions): EmittedRegion {
   const f = new FunctionBuilder({ params: ["i32", "i32"], results: ["i32"] });
-  const emitter = new RegionEmitter(f, recording, blocks, went, slot);
+  const emitter = new RegionEmitter(f, blocks, options);
   const body = f.capture(() => emitter.emitBlocks());
   emitter.preload();
   f.append(body);
@@ -64,6 +69,7 @@ class RegionEmitter extends StackWindowEmitter {
   private readonly answer: Local;
   private readonly stopIndex: Local;
   private readonly went: ReadonlyMap<Addr, Addr>;
+  private readonly bank: number;
   private readonly returns: ReadonlyMap<number, readonly number[]>;
   private labels: Label[] = [];
   /** The start of the block being emitted, if it branches to itself. */
@@ -73,19 +79,14 @@ class RegionEmitter extends StackWindowEmitter {
   private leave: Label | undefined;
   private block = 0;
 
-  constructor(
-    f: FunctionBuilder,
-    recording: boolean,
-    blocks: readonly Block[],
-    went: ReadonlyMap<Addr, Addr>,
-    slot: number,
-  ) {
+  constructor(f: FunctionBuilder, blocks: readonly Block[], { went, slot, recording, user }: RegionOptions) {
     super(f, recording);
     this.blocks = blocks;
     this.entries = new Map(blocks.map(({ ip }, index) => [ip, index]));
     this.went = went;
     this.returns = returnPoints(blocks);
     this.slot = slot;
+    this.bank = user ? USER_BANK : 0;
     this.entry = f.param(1);
     this.rip = f.local("i64");
     this.budget = f.local("i64");
@@ -152,9 +153,9 @@ class RegionEmitter extends StackWindowEmitter {
       this.stopPoints.push({ ip: instruction.ip, unretired: instructions.length - n });
       const definition = definitionOf(instruction) ?? bug("a block holds what cannot be lifted");
       this.begin(instruction);
-      const stackPointer = this.beginRecord();
+      const before = this.beginRecord();
       definition.lift(this);
-      if (stackPointer) this.endRecord();
+      if (before !== undefined) this.endRecord(before);
       if (n === instructions.length - 1 && definition.role === "straight") this.edge(instruction.next);
     });
   }
@@ -171,6 +172,11 @@ class RegionEmitter extends StackWindowEmitter {
   private exit(rip: Value, answer: number): void {
     this.push64(rip);
     this.f.set(this.rip).i32(answer).set(this.answer).br(this.leave!);
+  }
+
+  protected override pushBank(): number {
+    this.f.get(this.cpu);
+    return this.bank;
   }
 
   // ---- Control.
@@ -195,7 +201,7 @@ class RegionEmitter extends StackWindowEmitter {
   }
 
   override jump(target: Value): void {
-    const { f, cpu } = this;
+    const { f } = this;
     const to = this.copy(target);
     for (const index of this.guesses()) {
       const { ip } = this.blocks[index]!;
@@ -208,19 +214,17 @@ class RegionEmitter extends StackWindowEmitter {
     f.i32(CACHE_ENTRIES - 1)
       .op("i32.and")
       .i32(4)
-      .op("i32.shl")
-      .get(cpu)
-      .op("i32.add")
-      .tee(cached);
-    f.load("i64.load", STATE.jumpCache).get(to).op("i64.eq");
+      .op("i32.shl");
+    const cache = STATE.jumpCache + this.pushBank();
+    f.op("i32.add").tee(cached).load("i64.load", cache).get(to).op("i64.eq");
     f.get(cached)
-      .load("i32.load", STATE.jumpCache + 8)
+      .load("i32.load", cache + 8)
       .i32(this.slot)
       .op("i32.eq")
       .op("i32.and")
       .if();
     f.get(cached)
-      .load("i32.load", STATE.jumpCache + 12)
+      .load("i32.load", cache + 12)
       .set(this.entry)
       .br(this.top!);
     f.end();

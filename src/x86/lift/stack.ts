@@ -51,44 +51,16 @@ function popFlags(size: 2 | 8): Lift {
 }
 
 /**
- * Pushes rbp, then copies as many frame pointers as it nests, the last of them its own, and makes room. Like the
- * CPU it asks for the new top of the stack to be writable; unlike it, it stores nothing if it faults.
+ * Pushes rbp and makes room. The new top of the stack must be writable, or it faults with rbp stored: if that is not the
+ * page of the push, it is done step by step, as it is where it nests (machine/system/enter.ts).
  */
 const enter: Lift = (e) => {
-  const { nesting } = e;
   const size = e.code === Code.Enterw_imm16_imm8 ? 2 : 8;
-  const copied = Math.max(nesting - 1, 0);
-  const bytes = size * (nesting === 0 ? 1 : nesting + 1);
-  const [rsp, rbp] = [e.reg(RSP), e.reg(RBP)];
-  const frame = e.sub(rsp, BigInt(size));
-  const low = e.sub(rsp, BigInt(bytes));
-  const top = e.sub(low, e.read(0));
-  const stored = e.check(low, bytes, "write", size);
-  const read =
-    copied === 0 ? undefined : e.check(e.sub(rbp, BigInt(size * copied)), size * copied, "read", size);
-  // One check of a page says it all: a second could want its entry otherwise (see machine/tlb.ts).
-  e.push32(e.ne(pageOf(e, top), pageOf(e, low)));
-  e.f.if();
-  e.check(top, 1, "write");
-  e.f.end();
-
-  const push = (n: number, value: Value) => e.storeTo(stored, size, value, bytes - size * (n + 1));
-  push(0, rbp);
-  for (let n = 1; n <= copied && read !== undefined; n++) {
-    const plain = e.loadFrom(read, size, size * (copied - n));
-    // One that lies among the pushes may be one of them, which `read`, if it is a copy, does not have.
-    const within = e.sub(e.sub(rbp, BigInt(size * n)), low);
-    const among = e.below(within, BigInt(bytes - size + 1));
-    const pushed = e.loadFrom(e.within(stored, e.select(among, within, 0n)), size);
-    // And one that is crooked may have its low bytes in the first push, which is rbp.
-    const inside = e.sub(BigInt(bytes), within);
-    const crooked = e.below(e.sub(inside, 1n), BigInt(size - 1));
-    const bits = e.shl(inside, 3n);
-    const lowBytes = e.shr(e.zext(rbp, size), e.sub(BigInt(8 * size), bits));
-    const mixed = e.or(e.shl(e.shr(plain, bits), bits), lowBytes);
-    push(n, e.select(among, pushed, e.select(crooked, mixed, plain)));
-  }
-  if (nesting > 0) push(nesting, frame);
+  const frame = e.sub(e.reg(RSP), BigInt(size));
+  const top = e.sub(frame, e.read(0));
+  const stored = e.check(frame, size, "write");
+  e.stopWhen(e.ne(pageOf(e, top), pageOf(e, frame)), ANSWER.system);
+  e.storeTo(stored, size, e.reg(RBP));
   e.setReg(RSP, top);
   e.setReg(RBP, frame, size);
 };

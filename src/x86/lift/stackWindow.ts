@@ -83,15 +83,13 @@ export abstract class StackWindowEmitter extends LocalsEmitter {
   /** Pushes whether all of the window can be accessed through one TLB entry, and keeps its addend. */
   private emitCheck({ low, high, write }: Window): void {
     const { f } = this;
-    const table = write ? STATE.writeTlb : STATE.readTlb;
     const rsp = this.register(RSP).local;
     f.get(rsp).op("i32.wrap_i64").i32(low).op("i32.add").i32(8).op("i32.shr_u");
-    f.i32(16 * (TLB_ENTRIES - 1))
-      .op("i32.and")
-      .get(this.cpu)
-      .op("i32.add")
-      .tee(this.stackAddend);
-    f.load("i64.load", table)
+    f.i32(16 * (TLB_ENTRIES - 1)).op("i32.and");
+    const table = (write ? STATE.writeTlb : STATE.readTlb) + this.pushBank();
+    f.op("i32.add")
+      .tee(this.stackAddend)
+      .load("i64.load", table)
       .get(rsp)
       .i64(high - 1)
       .op("i64.add")

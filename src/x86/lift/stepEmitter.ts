@@ -7,17 +7,15 @@
 import { FunctionBuilder, type Local } from "../../wasm/function.ts";
 import { Code, type Instruction, type Size } from "../decode.ts";
 import { type Gpr, RSP } from "../register.ts";
-import { ACCESS, ANSWER, RECORD, STATE } from "../state.ts";
+import { ACCESS, ANSWER, BANK_SHIFT, RECORD, STATE } from "../state.ts";
 import type { Lift } from "./definition.ts";
-import { Emitter, type Stop, setsStackPointer } from "./emitter.ts";
+import { Emitter, nests, type Stop, setsStackPointer } from "./emitter.ts";
 import type { Bit, Value } from "./values.ts";
 
 /** What tells forms apart: everything that a definition may ask while it emits. */
 export function formOf(instruction: Instruction, recording: boolean): string {
   const { code, operands, addressSize, repeat } = instruction;
-  const kinds = operands
-    .map((operand) => (operand.kind === "nesting" ? `nesting ${operand.level}` : operand.kind[0]))
-    .join("");
+  const kinds = nests(instruction) ? "nests" : operands.map(({ kind }) => kind[0]).join("");
   const recorded = recording ? (setsStackPointer(instruction) ? "recorded, sets rsp" : "recorded") : "";
   return `${Code[code]}/${kinds}/${addressSize}/${repeat ?? ""}/${recorded}`;
 }
@@ -32,8 +30,8 @@ export function emitStep(instruction: Instruction, lift: Lift, recording: boolea
 const LOADS = { 1: "i64.load8_u", 2: "i64.load16_u", 4: "i64.load32_u", 8: "i64.load" } as const;
 const STORES = { 1: "i64.store8", 2: "i64.store16", 4: "i64.store", 8: "i64.store" } as const;
 
-class StepEmitter extends Emitter {
-  private readonly record: Local;
+export class StepEmitter extends Emitter {
+  protected readonly record: Local;
   private ended = false;
 
   constructor(f: FunctionBuilder, recording: boolean, instruction: Instruction) {
@@ -44,10 +42,11 @@ class StepEmitter extends Emitter {
 
   /** Goes on with the next instruction, unless the definition says where. */
   emit(lift: Lift): void {
-    const stackPointer = this.beginRecord();
+    const before = this.beginRecord();
     lift(this);
-    if (stackPointer) this.endRecord();
+    if (before !== undefined) this.endRecord(before);
     if (this.ended) return;
+    this.retiring();
     this.setRip(this.next());
     this.f.i32(ANSWER.next);
   }
@@ -156,12 +155,19 @@ class StepEmitter extends Emitter {
     if (stop.kind === "miss") {
       f.get(cpu).get(stop.address).store("i64.store", STATE.missAddress);
       f.get(cpu)
-        .i32(stop.size | (ACCESS[stop.access] << 16) | (stop.slot << 24))
+        .i32(stop.size | (ACCESS[stop.access] << 16))
         .store("i32.store", STATE.missAccess);
     }
     f.i32(stop.kind === "miss" ? ANSWER.miss : stop.answer)
       .op("return")
       .end();
+  }
+
+  /** Both levels use it. */
+  protected override pushBank(): number {
+    const { f, cpu } = this;
+    f.get(cpu).load("i32.load", STATE.cpl).i32(BANK_SHIFT).op("i32.shl").get(cpu).op("i32.add");
+    return 0;
   }
 
   override branch(condition?: Bit): void {
@@ -170,6 +176,7 @@ class StepEmitter extends Emitter {
   }
 
   override jump(target: Value): void {
+    this.retiring();
     this.setRip(target);
     this.f.i32(ANSWER.jumped);
     this.ended = true;
@@ -178,6 +185,7 @@ class StepEmitter extends Emitter {
   override skipIf(condition: Bit): void {
     this.push32(condition);
     this.f.if();
+    this.retiring();
     this.f.get(this.cpu).get(this.record).load("i64.load", RECORD.next).store("i64.store", STATE.rip);
     this.f.i32(ANSWER.jumped).op("return").end();
   }
@@ -187,11 +195,15 @@ class StepEmitter extends Emitter {
   }
 
   override retire(answer: number): void {
+    this.retiring();
     this.setState(STATE.retiredIp, this.ip());
     this.setRip(this.next());
     this.f.i32(answer);
     this.ended = true;
   }
+
+  /** Called once on every way out on which the instruction retires, when all its effects but rip have been emitted. */
+  protected retiring(): void {}
 
   private setRip(target: Value): void {
     this.setState(STATE.rip, target);

@@ -29,7 +29,6 @@ export const hints: Family = {
   Prefetchit0: nothing,
   Prefetchit1: nothing,
   Cldemote: nothing,
-  Serialize: nothing,
   // Encodings kept free for hints: they read nothing, not even their memory operand.
   Reservednop: nothing,
   // Hints of a kind too where control-flow enforcement is off, as it is here.
@@ -60,7 +59,23 @@ export const leaveToSystem: Lift = (e) => e.stopWhen(true, ANSWER.system);
 export const system: Family = Object.fromEntries(
   (
     [
-      ...["Syscall", "Sysretq", "Iretq", "Retf", "Swapgs", "Rdmsr", "Wrmsr", "Lgdt", "Lidt", "Sgdt", "Sidt"],
+      ...[
+        "Syscall",
+        "Sysretq",
+        "Iretq",
+        "Iretd",
+        "Iret",
+        "Sysenter",
+        "Sysexitq",
+        "Retf",
+        "Swapgs",
+        "Rdmsr",
+        "Wrmsr",
+        "Lgdt",
+        "Lidt",
+        "Sgdt",
+        "Sidt",
+      ],
       ...["Ltr", "Str", "Lldt", "Sldt", "Verr", "Verw", "Lar", "Lsl", "Clts", "Smsw", "Invlpg", "Wbinvd"],
       ...[
         "Wbnoinvd",
@@ -74,7 +89,7 @@ export const system: Family = Object.fromEntries(
         "Cpuid",
         "Rdtsc",
       ],
-      ...["Rdtscp", "Rdpid", "Rdrand", "Rdseed", "Xgetbv", "Int", "Int1"],
+      ...["Rdtscp", "Rdpid", "Rdrand", "Rdseed", "Xgetbv", "Int", "Int1", "Serialize"],
     ] as const
   ).map((name): [string, Lift] => [name, leaveToSystem]),
 );

@@ -8,6 +8,7 @@ import { bitManipulations } from "./bmi.ts";
 import { branches, jumps } from "./control.ts";
 import { checksums } from "./crc.ts";
 import type { Family, Lift } from "./definition.ts";
+import { nests } from "./emitter.ts";
 import { flags } from "./flag.ts";
 import { moves } from "./move.ts";
 import { multiplications } from "./multiply.ts";
@@ -76,7 +77,7 @@ export function definitionOf(instruction: Instruction): Definition | undefined {
   const definition = DEFINITIONS.get(instruction.mnemonic);
   const has = (...kinds: Operand["kind"][]) => instruction.operands.some(({ kind }) => kinds.includes(kind));
   if (definition === undefined || has("other")) return undefined;
-  if (has("segment", "control", "debug")) return SYSTEM_FORM;
+  if (has("segment", "control", "debug") || nests(instruction)) return SYSTEM_FORM;
   if (instruction.repeat === undefined || !has("string")) return definition;
   return { lift: definition.lift, role: "branches" }; // a repeated string instruction branches to itself
 }

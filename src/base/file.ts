@@ -1,0 +1,39 @@
+// Files: those of the package, by their path in it, and any other. Refuses what cannot be read.
+
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { refuse } from "./refuse.ts";
+
+/** The folder of the package: sources and build output lie at different depths below it. */
+export const PACKAGE_ROOT = packageRoot();
+
+/** Where a file of the package is, by its path from the root. */
+export function packagePath(path: string): string {
+  return join(PACKAGE_ROOT, path);
+}
+
+/** A file of the package, by its path from the root. Refuses a file that is not there. */
+export function readPackageFile(path: string): Uint8Array {
+  return readInput(packagePath(path));
+}
+
+/** Any file, refused with its name and the system's reason if it cannot be read. */
+export function readInput(path: string): Uint8Array {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    const why = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    return refuse("unreadable", { file: path, why });
+  }
+}
+
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, "asm", "macros.inc"))) {
+    const parent = dirname(folder);
+    if (parent === folder) return refuse("unreadable", { file: "asm/macros.inc", why: "not in the package" });
+    folder = parent;
+  }
+  return folder;
+}

@@ -1,0 +1,41 @@
+// What saved registers on a stack are of: kernel code that was interrupted, or user mode, where the walk ends.
+//
+// A pt_regs ends in the frame that the hardware pushed: ip, cs, flags, sp, ss. It pushes that where rsp was, aligned
+// down, or at the beginning of a stack of its own. A frame anywhere else is none (SDM vol. 3, 6.14.2 and 6.14.5).
+
+import type { Addr } from "../base/addr.ts";
+import { PT_REGS } from "../machine/ptRegs.ts";
+import type { Doubt, StackInfo, UnwindContext } from "./walk.ts";
+
+/** Where the hardware's frame begins in a pt_regs, and how large it is. */
+export const HARDWARE_FRAME = PT_REGS.fields.ip.offset;
+export const HARDWARE_FRAME_SIZE = PT_REGS.size - HARDWARE_FRAME;
+
+/** What the hardware makes rsp a multiple of before it pushes. */
+const ALIGNMENT = 16;
+const USER_LEVEL = 3;
+
+/** What was interrupted, of the hardware's frame at `frame` on `stack`; or why it is no such frame. */
+export function interrupted(
+  context: UnwindContext,
+  frame: Addr,
+  stack: StackInfo,
+): "kernel" | "user" | Doubt {
+  const saved = (field: "ip" | "cs" | "sp" | "ss") =>
+    context.read((frame + PT_REGS.fields[field].offset - HARDWARE_FRAME) as Addr)!;
+  const end = (frame + HARDWARE_FRAME_SIZE) as Addr;
+  if (saved("cs") % 4 !== 0) {
+    // A selector's low bits are its privilege level; user mode has the lower half of all addresses.
+    const user = (["cs", "ss"] as const).every((segment) => saved(segment) % 4 === USER_LEVEL);
+    const inLowerHalf = saved("ip") >= 0 && saved("sp") >= 0;
+    return user && inLowerHalf && isBeginning(context, end) ? "user" : "early-end";
+  }
+  const isThere = Math.floor(saved("sp") / ALIGNMENT) * ALIGNMENT === end;
+  return isThere || (stack.kind === "exception" && end === stack.high) ? "kernel" : "saved-sp";
+}
+
+/** Whether a task's stack begins at `sp`: nothing is above it. */
+export function isBeginning(context: UnwindContext, sp: Addr): boolean {
+  const stack = context.stackAt((sp - 8) as Addr);
+  return stack?.kind === "task" && stack.high === sp;
+}
