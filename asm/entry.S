@@ -185,6 +185,18 @@ lab_call_return:
 	ud2
 done lab_call
 
+# void do_exit(long code): ends what lab_call called, from wherever that has got to, with the code for its result. It does
+# not return: what lies behind a call of it is reached some other way, or is another function's.
+untraced do_exit
+	mov %rdi, %rax
+	mov %gs:CPU_CURRENT, %rdx
+	mov TASK_STACK(%rdx), %rdx
+	lea STACK_SIZE(%rdx), %rsp
+	unwind_hint_end_of_stack
+	xor %ebp, %ebp
+	jmp lab_call_return
+done do_exit
+
 # Sites call this in the files only: they become NOPs before anything runs.
 untraced __fentry__
 	ret

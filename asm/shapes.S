@@ -1,4 +1,5 @@
-# The shapes of function that patches meet: a leaf, a tail call, a loop that uses what a call returns, one that sleeps.
+# The shapes of function that patches meet: a leaf, a tail call, a loop that uses what a call returns, one that sleeps,
+# one that may not return.
 
 .include "macros.inc"
 
@@ -103,6 +104,17 @@ traced nap_between
 	frame_end
 	ret
 done nap_between
+
+# long checked(long x): x; nothing is returned, and the caller is never seen again, if that is zero
+traced checked
+	test %rdi, %rdi
+	jnz 1f
+	frame_begin
+	mov $-EBADF, %rdi
+	call do_exit
+1:	mov %rdi, %rax
+	ret
+done checked
 
 .data
 .p2align 3

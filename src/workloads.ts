@@ -191,6 +191,8 @@ export class Workloads {
       call("tail", 3n),
       call("loop", 3n),
       call("through_pointer", 7n),
+      call("checked", 1n),
+      call("checked", 0n),
       call("through_thunks", 7n),
       call("sys_read", 0n, buffer, 64n),
       call("sys_read", 0n, buffer, 0n),

@@ -47,7 +47,10 @@ export async function printOrc(
     });
   } else {
     const from = table === undefined ? "generated from its code" : "read from its ORC sections";
-    const lines = [`${entries.length} entries of ${image.name}, ${from}`, ...rows(code, entries)];
+    const lines = [
+      `${entries.length} ${entries.length === 1 ? "entry" : "entries"} of ${image.name}, ${from}`,
+      ...rows(code, entries),
+    ];
     for (const finding of findings) lines.push(`warning: ${describe(code, finding)}`);
     process.stdout.write(`${lines.join("\n")}\n`);
   }

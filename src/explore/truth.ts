@@ -2,10 +2,12 @@
 //
 // A frame is right if it names the slot that a live return address or interrupted instruction pointer lies in, and
 // where execution goes on from it. That is what the call pushed, with one exception: code that call sites call may
-// send its return elsewhere, and then what it left in the slot is where it goes.
+// send its return elsewhere, and then what it left in the slot is where it goes. Instead of the slot, a copy of it
+// further in will do: trampolines leave such for frame pointers.
 
 import type { Addr } from "../base/addr.ts";
 import type { TrueFrame } from "../machine/callChain.ts";
+import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Walk } from "../unwind/walk.ts";
 
 /** What the truth has to be told of the system. */
@@ -19,10 +21,14 @@ export function isRight({ frames }: Walk, truth: readonly TrueFrame[], sites: Si
   if (frames.length !== truth.length) return false;
   for (let n = 0; n < frames.length; n++) {
     const [walked, real] = [frames[n]!, truth[n]!];
-    if (walked.slot !== real.slot) return false;
+    if (walked.slot !== real.slot && !mayBeCopy(walked.slot, real)) return false;
     if (walked.address !== whereTo(real, sites)) return false;
   }
   return true;
+}
+
+function mayBeCopy(slot: Addr, { kind, slot: real }: TrueFrame): boolean {
+  return kind === "call" && slot < real && Math.floor(slot / STACK_SIZE) === Math.floor(real / STACK_SIZE);
 }
 
 /** Where execution goes on from a frame. */

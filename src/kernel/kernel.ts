@@ -137,6 +137,7 @@ export class Kernel {
     });
     vcpu.setNumber("rax", target);
     task.struct.set("sp", task.stack.high);
+    task.struct.set("ret_depth", 0); // of a call that did not come back
     vcpu.rsp = task.stack.high;
     vcpu.rip = this.image.symbol("lab_call").address;
   }

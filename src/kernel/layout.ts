@@ -1,5 +1,6 @@
 // The kernel's structures as guest code knows them, and the constants that go with them.
 
+import { STACK_SIZE } from "../machine/callRecord.ts";
 import { layout } from "../machine/struct.ts";
 
 /**
@@ -68,6 +69,7 @@ export const CONSTANTS = {
   ...SELECTOR,
   ...VECTORS,
   X86_EFLAGS_IF: 0x200,
+  STACK_SIZE,
   /** Entries of a task's ret_stack. */
   MAX_RET_DEPTH: 50,
   NR_FILES: 4,

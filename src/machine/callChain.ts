@@ -47,6 +47,22 @@ export interface Chain {
   readonly stack: number;
   readonly frame: TrueFrame | Mark;
   readonly outer: Chain | undefined;
+  /** Links that `crossed` made, here and further out. */
+  readonly crossings: number;
+}
+
+/** Far more than kernels nest. */
+const MAX_CROSSINGS = 256;
+
+/**
+ * `outer` with what is no call further in. A guest whose handlers fault for ever, or that sets rsp to ever another stack,
+ * would make a chain without end: it begins anew instead, and the truth with it.
+ */
+export function crossed(stack: number, frame: InterruptFrame | Mark, outer: Chain | undefined): Chain {
+  const crossings = (outer?.crossings ?? 0) + 1;
+  return crossings > MAX_CROSSINGS
+    ? { stack, frame, outer: undefined, crossings: 1 }
+    : { stack, frame, outer, crossings };
 }
 
 /** `outer` with a call on `stack` further in. */
@@ -57,17 +73,18 @@ export function called(
   slot: Addr,
   returnAddress: Addr,
 ): Chain {
-  return { stack, frame: { kind: "call", call, slot, returnAddress }, outer };
+  const crossings = outer?.crossings ?? 0;
+  return { stack, frame: { kind: "call", call, slot, returnAddress }, outer, crossings };
 }
 
 /** The end of a chain: a stack that execution began on. */
 export function begun(stack: number): Chain {
-  return { stack, frame: { kind: "begun", slot: Number.POSITIVE_INFINITY }, outer: undefined };
+  return crossed(stack, { kind: "begun", slot: Number.POSITIVE_INFINITY }, undefined);
 }
 
 /** An empty stack that rsp was set into, from a stack with chain `outer`. */
 export function moved(stack: number, outer: Chain): Chain {
-  return { stack, frame: { kind: "moved", slot: Number.POSITIVE_INFINITY }, outer };
+  return crossed(stack, { kind: "moved", slot: Number.POSITIVE_INFINITY }, outer);
 }
 
 /** What is left of `chain`, which is that of `stack`, when rsp is there. */

@@ -24,6 +24,7 @@ import {
   begun,
   type Chain,
   called,
+  crossed,
   find,
   framesOf,
   framesOnStack,
@@ -39,6 +40,8 @@ import type { Journal } from "./journal.ts";
 
 /** Kernel stacks are 16 KiB and aligned to that, so that an address in one says which it is. */
 export const STACK_SIZE = 16384;
+/** Stacks that have a chain: far more than there are tasks. Those that were there first are forgotten. */
+const MAX_STACKS = 1 << 16;
 const BREAKPOINT = 3;
 /** Of the call that a breakpoint stands in for, less the breakpoint's own. */
 const REST_OF_CALL = 4;
@@ -110,14 +113,14 @@ export class CallRecord {
     const [source, stack] = [this.stackAt(frame.rsp), this.stackOf(frame.slot)];
     const interrupted = live(this.stacks.get(source), source, frame.rsp);
     this.set(source, interrupted);
-    this.set(stack, { stack, frame, outer: frame.user ? undefined : interrupted });
+    this.set(stack, crossed(stack, frame, frame.user ? undefined : interrupted));
   }
 
   /** The kernel was entered from user mode with `rsp`, by an instruction that pushes nothing. */
   enter(rsp: Addr): void {
     const stack = this.stackAt(rsp);
     const outer = live(this.stacks.get(stack), stack, rsp);
-    this.set(stack, { stack, frame: { kind: "entry", slot: rsp }, outer });
+    this.set(stack, crossed(stack, { kind: "entry", slot: rsp }, outer));
   }
 
   /** The kernel was left: user mode goes on, with `rsp`. */
@@ -192,6 +195,11 @@ export class CallRecord {
     return framesOf(this.at(rsp));
   }
 
+  /** Stacks of which anything is known. */
+  get stackCount(): number {
+    return this.stacks.size;
+  }
+
   /** The chain of a stack, for the journal. */
   get(stack: number): Chain | undefined {
     return this.stacks.get(stack);
@@ -203,6 +211,9 @@ export class CallRecord {
     this.journal?.note(stack, before);
     if (chain === undefined) this.stacks.delete(stack);
     else this.stacks.set(stack, chain);
+    if (this.stacks.size <= MAX_STACKS) return;
+    const [oldest] = this.stacks.keys();
+    this.set(oldest!, undefined);
   }
 
   private push(call: Addr | undefined, slot: Addr, returnAddress: Addr): void {

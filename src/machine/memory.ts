@@ -74,6 +74,9 @@ export class Memory {
   private readonly host: Host;
   private readonly listener: MemoryListener;
   private readonly pages = new Map<Addr, Page>();
+  /** The page that `readNumber` read last, and its frame if nothing was mapped otherwise since. */
+  private lastRead: Addr | undefined;
+  private lastFrame: Frame | undefined;
   /** Frames without pages. What is in them stays until they are used again. */
   private readonly free = new Set<Frame>();
 
@@ -132,6 +135,7 @@ export class Memory {
       to.frame.pages.push(page);
       this.free.delete(to.frame);
     }
+    this.lastFrame = undefined;
     if (from !== undefined) this.listener.revoked(page);
     if (this.codeStores !== undefined && to?.access.execute === true) this.markCode(page);
   }
@@ -189,10 +193,14 @@ export class Memory {
 
   /** The word at `at`, a multiple of eight, as a signed number: NaN if it is no canonical address, undefined if unmapped. */
   readNumber(at: Addr): number | undefined {
-    const page = this.pages.get(pageOf(at));
-    if (page === undefined) return undefined;
-    const value = this.host.getNumber(page.frame.at + (at - pageOf(at)));
-    return isCanonical(value) ? value : Number.NaN;
+    const page = pageOf(at);
+    if (page !== this.lastRead || this.lastFrame === undefined) {
+      this.lastRead = page;
+      this.lastFrame = this.pages.get(page)?.frame;
+      if (this.lastFrame === undefined) return undefined;
+    }
+    const value = this.host.getNumber(this.lastFrame.at + (at - page));
+    return value >= -(2 ** 47) && value < 2 ** 47 ? value : Number.NaN;
   }
 
   writeWord(at: Addr, value: bigint): void {

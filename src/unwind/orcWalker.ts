@@ -2,7 +2,7 @@
 //
 // The address of a call's return is looked up one byte before, as it may lie past the last instruction of its
 // function (Linux arch/x86/kernel/unwind_orc.c). Two kinds of address are looked up as they are: of an interrupted
-// instruction, and of a function's start that a trampoline returns to.
+// instruction, and of a function's start that a trampoline returns to, or a new task.
 
 import type { Addr } from "../base/addr.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
@@ -79,7 +79,12 @@ export class OrcWalk {
 
   /** Which address the rule is looked up for. */
   protected lookupAddress(): Addr {
-    return this.exact ? this.ip : ((this.ip - 1) as Addr);
+    const before = (this.ip - 1) as Addr;
+    if (this.exact) return this.ip;
+    // No call ends there: a new task "returns" to where it begins.
+    const rule = this.context.orc.find(before);
+    const isCall = rule !== undefined && rule.type !== "UNDEFINED";
+    return isCall || !this.context.isFunctionStart(this.ip) ? before : this.ip;
   }
 
   /** How the walk ends at a rule without a frame. */
@@ -151,7 +156,7 @@ export class OrcWalk {
   protected callersBp({ bp }: OrcRule, cfa: Addr): number | undefined {
     if (bp.register === "undefined") return this.bp;
     const at = ((bp.register === "prevsp" ? cfa : this.bp) + bp.offset) as Addr;
-    const saved = at % 8 === 0 ? this.context.read(at) : undefined;
+    const saved = (at & 7) === 0 ? this.context.read(at) : undefined;
     if (saved === undefined) this.trace.suspect("outside-stack", this.ip);
     return saved;
   }

@@ -153,7 +153,7 @@ export class StackCursor {
 
   /** Goes to `[at, at + size)`; why that may not be, if it may not. */
   moveTo(at: number, size: number): Doubt | undefined {
-    if (at % 8 !== 0) return Number.isNaN(at) ? "outside-stack" : "misaligned";
+    if ((at & 7) !== 0) return "misaligned"; // all of an address's low bits, whatever is above them
     const { stack } = this;
     if (stack !== undefined && at >= stack.low && at + size <= stack.high) {
       if (at <= this.top) return "went-back";

@@ -10,6 +10,7 @@ const COMMANDS: Record<string, string[]> = {
   call: ["image", "function", "arguments", "--with <file>", "--budget <n>"],
   disasm: ["image", "function", "--with <file>"],
   orc: ["image", "function", "--with <file>", "--generate"],
+  audit: ["--unwinder <which>", "--mode <mode>", "--image <file>", "--call <call>"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
   bench: ["what", "--rounds <n>"],
 };

@@ -51,12 +51,12 @@ function readOptions(args: readonly string[]): Options | string {
       args: [...args],
       options: { minutes: option, seed: option, from: option, case: option, stepped: { type: "boolean" } },
     });
-    const whole = (text: string): number => {
-      if (!/^\d+$/.test(text)) throw new Error(`'${text}' is no whole number`);
-      return Number(text);
+    const whole = (text: string, least = 0): number => {
+      if (/^\d+$/.test(text) && Number(text) >= least) return Number(text);
+      throw new Error(`'${text}' is no whole number from ${least} up`);
     };
     return {
-      minutes: whole(values.minutes ?? "1"),
+      minutes: whole(values.minutes ?? "1", 1),
       seed: whole(values.seed ?? "0"),
       from: whole(values.from ?? "0"),
       number: values.case === undefined ? undefined : whole(values.case),

@@ -4,7 +4,7 @@
 // number, and nothing from what ran before: the same case on another machine has the same outcome, run or stepped.
 
 import { createHash, type Hash } from "node:crypto";
-import { type Addr, isCanonical, PAGE_SIZE } from "../../src/base/addr.ts";
+import { type Addr, isCanonical, offset, PAGE_SIZE, pageOf } from "../../src/base/addr.ts";
 import { describeExit, type Exit } from "../../src/machine/exit.ts";
 import { Machine, type Trace } from "../../src/machine/machine.ts";
 import type { Snapshot } from "../../src/machine/snapshot.ts";
@@ -92,10 +92,10 @@ export class Subject {
   /** Everything unmapped and forgotten; vCPUs as they came. */
   private clear(): void {
     const { machine } = this;
-    for (const [page] of [...machine.memory.entries()]) {
-      machine.calls.forget(page);
-      machine.memory.unmap(page, PAGE_SIZE);
-    }
+    for (const [page] of [...machine.memory.entries()]) machine.memory.unmap(page, PAGE_SIZE);
+    // What the guest's stacks were is nobody else's to know.
+    const { stacks } = machine.calls as unknown as { readonly stacks: ReadonlyMap<number, unknown> };
+    for (const stack of [...stacks.keys()]) machine.calls.set(stack, undefined);
     machine.vcpus.forEach((vcpu, n) => {
       vcpu.serialise();
       machine.host.u8.set(this.blank[n]!, vcpu.cpu);
@@ -206,7 +206,10 @@ export class Subject {
 
   private remap(random: Random, world: World): string {
     const { memory } = this.machine;
-    const page = (Math.floor(somewhere(random, world) / PAGE_SIZE) * PAGE_SIZE) as Addr;
+    const at = random.chance(40)
+      ? random.pick([world.data, offset(world.stack, -8)])
+      : somewhere(random, world);
+    const page = pageOf(at);
     if (!memory.isMapped(page, 1)) {
       memory.map(page, PAGE_SIZE, randomAccess(random, world.user));
       if (random.chance(70)) memory.write(page, hostileCode(random, PAGE_SIZE).subarray(0, PAGE_SIZE));

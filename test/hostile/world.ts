@@ -30,6 +30,8 @@ export interface World {
   readonly user: boolean;
   readonly text: Addr;
   readonly textSize: number;
+  readonly data: Addr;
+  /** Where the stack begins. */
   readonly stack: Addr;
   /** Addresses worth a try. */
   readonly places: readonly Addr[];
@@ -72,7 +74,7 @@ export function makeWorld(random: Random, machine: Machine): World {
     ...[text, offset(text, textSize), USER_ALIAS, KERNEL_ALIAS, data, offset(data, 2 * PAGE_SIZE), stack],
     ...[offset(stack, -2 * PAGE_SIZE), TABLES, IDT, TSS, HANDLERS, ...EDGES],
   ];
-  const world = { user, text, textSize, stack, places };
+  const world = { user, text, textSize, data, stack, places };
   const tables = makeTables(random, machine, world);
   for (const vcpu of machine.vcpus) enter(random, vcpu, world, tables);
   return world;

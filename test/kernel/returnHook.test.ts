@@ -192,6 +192,20 @@ test("both kinds among one another: each return goes through its own", () => {
   expect(depth()).toBe(0);
 });
 
+test("a call that never comes back leaves nothing to the next", () => {
+  for (const name of ["fault_page", "checked"]) {
+    hooked(ops.return_to_handler, () => {
+      const vcpu = lab.begin(lab.symbol(name).address, [0n]);
+      vcpu.run({ budget: 10_000 });
+      expect(depth(), name).toBe(1);
+      lab.begin(lab.symbol("tail").address, [3n]);
+      expect(depth()).toBe(0);
+      expect(outcome(vcpu)).toMatchObject({ result: 7n, deepest: 2 });
+      expect(depth()).toBe(0);
+    });
+  }
+});
+
 test("rethook_trampoline leaves the flags as the function did", () => {
   const flags = (name?: keyof typeof ops) => {
     const seen: bigint[] = [];

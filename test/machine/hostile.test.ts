@@ -235,6 +235,23 @@ test("code that is entered at every byte makes no more regions than fit", () => 
   expect(machine.trunk.table.length).toBeLessThan(most + 2048);
 });
 
+describe("the record of calls", () => {
+  test("of code that sets rsp to ever another stack stays small, and quick", () => {
+    const guest = makeGuest("48 81 c4 00 40 00 00 eb f7", { recordCalls: true }); // 0: add $0x4000,%rsp; jmp 0
+    const { machine, vcpu } = guest;
+    expect(vcpu.run({ budget: 300_000 }).kind).toBe("budget");
+    expect(machine.calls.stackCount).toBeLessThan(70_000);
+    expect(machine.trueChain(vcpu.rsp)).toEqual([]);
+  });
+
+  test("of exceptions without end, on an interrupt stack, stays short", async () => {
+    const guest = await systemGuest({ kernel: "ud2", options: { recordCalls: true } });
+    setGate(guest, 6, { handler: guest.at("kernel"), ist: 1 });
+    expect(guest.vcpu.run({ budget: 20_000 }).kind).toBe("budget");
+    expect(guest.machine.trueChain(guest.vcpu.rsp).length).toBeLessThan(1000);
+  });
+});
+
 test("memory that a machine has used is used again", () => {
   const guest = makeGuest("90");
   const { machine } = guest;

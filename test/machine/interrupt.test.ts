@@ -83,6 +83,20 @@ describe("the shadow", () => {
     expect(guest.log()).toMatchObject([{ vector: 2, rip: guest.at("a") }]);
   });
 
+  test("holds for a request that comes after sti, cold and hot", async () => {
+    const guest = await systemGuest({
+      kernel: "mov $300,%ecx\n 1: cli\n sti\n a: inc %eax\n b: dec %ecx\n jne 1b\n vmcall",
+    });
+    for (const rounds of [0, 250]) {
+      reset(guest);
+      guest.vcpu.run({ budget: 3 + 5 * rounds });
+      expect(guest.vcpu.rip).toBe(guest.at("a"));
+      guest.vcpu.interrupt(50);
+      expect(guest.vcpu.run().kind).toBe("hypercall");
+      expect(guest.log()).toMatchObject([{ vector: 50, rip: guest.at("b") }]);
+    }
+  });
+
   test("is over after one instruction, even if that leads to itself", async () => {
     const guest = await systemGuest({ kernel: "sti\n 1: jmp 1b" });
     guest.vcpu.run({ budget: 1000 });

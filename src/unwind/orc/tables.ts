@@ -13,13 +13,15 @@ import { type Generated, generateOrc } from "./generate/generate.ts";
 import { tableInSections } from "./image.ts";
 import { OrcTable } from "./table.ts";
 
-const MAX_REMEMBERED = 65536;
+/** Addresses that are remembered, a power of two: each in the place that its low bits say. */
+const REMEMBERED = 16384;
 
 export class OrcTables {
   private readonly code: CodeMap;
   private readonly tables = new WeakMap<Image | CodeRange, OrcTable>();
   /** What was found lately: walks ask for the same addresses again and again. */
-  private readonly found = new Map<Addr, OrcEntry | undefined>();
+  private readonly keys = new Float64Array(REMEMBERED).fill(Number.NaN);
+  private readonly found: (OrcEntry | undefined)[] = new Array(REMEMBERED);
   /** The code map's version that `found` is of. */
   private asOf = 0;
 
@@ -30,10 +32,11 @@ export class OrcTables {
   /** The entry that covers `at`; none where no code is, before an image's first entry, and in made code that has none. */
   find(at: Addr): OrcEntry | undefined {
     if (this.asOf !== this.code.version) this.forget();
-    if (this.found.has(at)) return this.found.get(at);
+    const index = at & (REMEMBERED - 1);
+    if (this.keys[index] === at) return this.found[index];
     const entry = this.lookUp(at);
-    if (this.found.size >= MAX_REMEMBERED) this.found.clear();
-    this.found.set(at, entry);
+    this.keys[index] = at;
+    this.found[index] = entry;
     return entry;
   }
 
@@ -78,7 +81,7 @@ export class OrcTables {
   }
 
   private forget(): void {
-    this.found.clear();
+    this.keys.fill(Number.NaN);
     this.asOf = this.code.version;
   }
 
