@@ -214,6 +214,7 @@ export class CallRecord {
     if (this.stacks.size <= MAX_STACKS) return;
     const [oldest] = this.stacks.keys();
     this.set(oldest!, undefined);
+    this.journal?.settle(oldest!, undefined);
   }
 
   private push(call: Addr | undefined, slot: Addr, returnAddress: Addr): void {

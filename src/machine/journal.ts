@@ -14,9 +14,19 @@ export class Journal<K, V> {
     return this.before.size === 0;
   }
 
+  /** Keys of which anything is noted. */
+  get size(): number {
+    return this.before.size;
+  }
+
   /** Says that what `key` has, `value`, is about to change. Later values are of no interest until `clear`. */
   note(key: K, value: V | undefined): void {
     if (!this.before.has(key)) this.before.set(key, value);
+  }
+
+  /** Says that `key` has `value` by now: if it had that before, there is nothing to note of it. */
+  settle(key: K, value: V | undefined): void {
+    if (this.before.get(key) === value) this.before.delete(key);
   }
 
   /** What has changed, given what the keys have now. */

@@ -118,10 +118,6 @@ export class RegisterFile implements Processor {
     this.put("secondReadTlb", EMPTY_PAGE); // the one entry that both levels use
   }
 
-  flushTlb(): void {
-    this.decided.forget();
-  }
-
   readLinear(at: bigint, size: number, user: boolean): bigint | Fault {
     const checked = this.check(at, size, user, false);
     if (typeof checked !== "number") return checked;

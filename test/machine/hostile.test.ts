@@ -239,9 +239,13 @@ describe("the record of calls", () => {
   test("of code that sets rsp to ever another stack stays small, and quick", () => {
     const guest = makeGuest("48 81 c4 00 40 00 00 eb f7", { recordCalls: true }); // 0: add $0x4000,%rsp; jmp 0
     const { machine, vcpu } = guest;
+    const before = machine.snapshot();
     expect(vcpu.run({ budget: 300_000 }).kind).toBe("budget");
     expect(machine.calls.stackCount).toBeLessThan(70_000);
+    expect(machine.calls.journal!.size).toBeLessThan(70_000);
     expect(machine.trueChain(vcpu.rsp)).toEqual([]);
+    machine.restore(before);
+    expect(machine.calls.stackCount).toBe(0);
   });
 
   test("of exceptions without end, on an interrupt stack, stays short", async () => {

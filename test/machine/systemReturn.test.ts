@@ -336,3 +336,47 @@ test("a TSS whose descriptor ends beyond the table is #GP", async () => {
   guest.vcpu.run({ until: guest.at("vector13"), budget: 10 });
   expect(guest.vcpu.rip).toBe(guest.at("vector13"));
 });
+
+describe("lar and lsl", () => {
+  async function asked(code: string, user: boolean, change: (guest: SystemGuest) => void = () => {}) {
+    const text = `mov $-1,%rax\n ${code.replaceAll("; ", "\n")}\n setz %bl\n vmcall`;
+    const guest = await systemGuest(user ? { user: text } : { kernel: text });
+    (user ? resetToUser : reset)(guest);
+    change(guest);
+    guest.vcpu.run({ budget: 50 });
+    return [guest.vcpu.get("rbx") & 1n, guest.vcpu.get("rax")];
+  }
+  const ALL = 2n ** 64n - 1n;
+
+  test("from user code: users' segments and conforming code, nothing of the kernel's", async () => {
+    const ask = (selector: number, change?: (guest: SystemGuest) => void) =>
+      asked(`mov $${selector},%ecx; lar %ecx,%eax`, true, change);
+    expect(await ask(userData)).toEqual([1n, 0xcff300n & 0xf0ff00n]);
+    expect(await ask(kernelData)).toEqual([0n, ALL]);
+    expect(await ask(kernelCode)).toEqual([0n, ALL]);
+    const conforming = (guest: SystemGuest) =>
+      setWord(guest, kernelCode, word(guest, kernelCode) | (1n << 42n));
+    expect(await ask(kernelCode, conforming)).toEqual([1n, 0xa09f00n]);
+  });
+
+  test("of 16 and 64 bits; from memory", async () => {
+    expect(await asked(`mov $${kernelData},%ecx; lar %cx,%ax`, false)).toEqual([
+      1n,
+      (ALL & ~0xffffn) | 0x9300n,
+    ]);
+    expect(await asked(`mov $${kernelData},%ecx; lsl %cx,%ax`, false)).toEqual([1n, ALL]);
+    expect(await asked(`mov $${kernelData},%ecx; lsl %rcx,%rax`, false)).toEqual([1n, 0xffffffffn]);
+    expect(await asked(`pushq $${kernelData}; lsl (%rsp),%eax`, false)).toEqual([1n, 0xffffffffn]);
+  });
+
+  test("not of a system segment that the table cuts off, nor of a gate that has no limit", async () => {
+    const cut = (guest: SystemGuest) => guest.vcpu.system.setWord("gdtLimit", 0x47n);
+    const gate = (guest: SystemGuest) => setWord(guest, SELECTOR.tss, 0x0000_8c00_0010_0000n);
+    for (const name of ["lar", "lsl"]) {
+      const code = `mov $${SELECTOR.tss},%ecx; ${name} %ecx,%eax`;
+      expect((await asked(code, false))[0]).toBe(1n);
+      expect(await asked(code, false, cut)).toEqual([0n, ALL]);
+      expect((await asked(code, false, gate))[0]).toBe(name === "lar" ? 1n : 0n);
+    }
+  });
+});

@@ -1,7 +1,7 @@
 // Delivery of exceptions and interrupts through the IDT (SDM vol. 3, 6.12 to 6.15).
 //
 // What goes wrong on the way is an exception in turn: two of them make #DF, and one more shuts the
-// processor down. Nothing is written unless the whole frame can be.
+// processor down. Nothing is written unless the whole frame can be, but that the handler's segment was accessed.
 
 import { type Addr, addr, isCanonical } from "../../base/addr.ts";
 import { FLAG, RSP } from "../../x86/register.ts";

@@ -29,8 +29,6 @@ export interface Processor {
   checkWrite(at: bigint, size: number, user: boolean): Fault | undefined;
   /** From now on, code runs at `level`. */
   setPrivilege(level: 0 | 3): void;
-  /** What was decided about memory with the old control registers or flags is no longer true. */
-  flushTlb(): void;
 }
 
 export function isFault(value: bigint | Fault): value is Fault {

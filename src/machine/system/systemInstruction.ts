@@ -134,13 +134,7 @@ const INSTRUCTIONS = new Map<Mnemonic, Execute>([
     }),
   ],
   [Mnemonic.Smsw, (x) => x.write(0, x.cpu.getWord("cr0"), 2)],
-  [
-    Mnemonic.Invlpg,
-    kernel((x) => {
-      x.cpu.flushTlb();
-      return undefined;
-    }),
-  ],
+  [Mnemonic.Invlpg, kernel(nothing)], // no TLB here outlives what it says
   [Mnemonic.Serialize, nothing],
   [Mnemonic.Wbinvd, kernel(nothing)],
   [Mnemonic.Wbnoinvd, kernel(nothing)],
