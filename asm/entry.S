@@ -1,4 +1,7 @@
-# Where the CPU enters the kernel: exceptions, interrupts, NMI. And where the laboratory does.
+# Where the CPU enters the kernel: system calls, exceptions, interrupts, NMI; and how it leaves. And where the
+# laboratory does both.
+#
+# In the kernel, gs has the CPU's data: every way in from user mode swaps it, every way back swaps it again.
 
 .include "macros.inc"
 
@@ -41,6 +44,14 @@
 	pop %rsi
 	pop %rdi
 	add $8, %rsp				# the error code
+.endm
+
+# `cs` bytes from rsp is the saved code segment: its low bits are the privilege level that was interrupted.
+.macro swapgs_if_user cs
+	testb $3, \cs(%rsp)
+	jz .Lkernel\@
+	swapgs
+.Lkernel\@:
 .endm
 
 # An exception whose error code the hardware pushes; one that has none gets -1, which is no system call's number either.
@@ -86,20 +97,25 @@ exception_with_error_code asm_exc_stack_segment, 12
 exception_with_error_code asm_exc_general_protection, 13
 exception_with_error_code asm_exc_page_fault, 14
 
+interrupt asm_common_interrupt, DEVICE_VECTOR
 interrupt asm_sysvec_apic_timer_interrupt, TIMER_VECTOR
+interrupt asm_sysvec_call_function, CALL_FUNCTION_VECTOR
+interrupt asm_sysvec_reschedule_ipi, RESCHEDULE_VECTOR
 
 untraced exception_common
 	unwind_hint_iret_regs 16
+	swapgs_if_user 24
 	save_regs
 	mov %edi, %esi				# the vector
 	mov %rsp, %rdi				# the registers
-	call exception_handler
+	call do_exception
 	jmp return_from_exception
 done exception_common
 
 # On the CPU's interrupt stack. Handlers run with interrupts off, so that it is never in use already.
 untraced interrupt_common
 	unwind_hint_iret_regs 16
+	swapgs_if_user 24
 	save_regs
 	mov %edi, %esi
 	mov %rsp, %rdi
@@ -113,28 +129,154 @@ untraced interrupt_common
 	jmp return_from_exception
 done interrupt_common
 
-# Preempts what was interrupted, if it may be and somebody is waiting.
+# To user mode, or back to kernel code, which is preempted if it may be and somebody is waiting.
 untraced return_from_exception
 	unwind_hint_regs
+	testb $3, PT_REGS_CS(%rsp)
+	jnz return_to_user
 	testl $X86_EFLAGS_IF, PT_REGS_FLAGS(%rsp)
 	jz 1f
 	cmpl $0, %gs:CPU_PREEMPT_COUNT
 	jne 1f
-	cmpl $0, %gs:CPU_NEED_RESCHED
-	je 1f
-	call schedule
+	mov %gs:CPU_CURRENT, %rax
+	testl $TIF_NEED_RESCHED, TASK_THREAD_FLAGS(%rax)
+	jz 1f
+	call preempt_schedule_irq
 1:	restore_regs
 	iretq
 done return_from_exception
 
-# On a stack of its own: anything may have been interrupted, a switch of stacks included.
+untraced return_to_user
+	unwind_hint_regs
+	mov %rsp, %rdi
+	call exit_to_user_mode			# whatever is to be done on the way out
+	jmp return_by_iret
+done return_to_user
+
+untraced return_by_iret
+	unwind_hint_regs
+	restore_regs
+	swapgs
+	iretq
+done return_by_iret
+
+# System calls: the CPU leaves ip in rcx and flags in r11, turns interrupts off, and stays on the user's stack. Of
+# that nothing is used: until the task's stack is there, and on the way back behind it, nobody can walk.
+untraced entry_SYSCALL_64
+	unwind_hint_undefined
+	swapgs
+	mov %rsp, %gs:CPU_USER_SP
+	mov %gs:CPU_STACK_TOP, %rsp
+	.globl entry_SYSCALL_64_on_stack
+entry_SYSCALL_64_on_stack:
+	push $USER_DS
+	push %gs:CPU_USER_SP
+	push %r11
+	push $USER_CS
+	push %rcx
+	unwind_hint_iret_regs 0
+	push %rax				# orig_ax: the call's number
+	push %rdi
+	push %rsi
+	push %rdx
+	push %rcx
+	push $-ENOSYS				# ax
+	push %r8
+	push %r9
+	push %r10
+	push %r11
+	push %rbx
+	push %rbp
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	unwind_hint_regs
+	lea 1(%rsp), %rbp
+	mov %rsp, %rdi
+	mov %rax, %rsi
+	call do_syscall_64
+	test %eax, %eax
+	jz return_by_iret
+	pop %r15				# as restore_regs, but to the user's stack by hand
+	pop %r14
+	pop %r13
+	pop %r12
+	pop %rbp
+	pop %rbx
+	pop %r11
+	pop %r10
+	pop %r9
+	pop %r8
+	pop %rax
+	pop %rcx
+	pop %rdx
+	pop %rsi
+	pop %rdi
+	mov PT_REGS_SP - PT_REGS_ORIG_AX(%rsp), %rsp
+	.globl entry_SYSCALL_64_off_stack
+entry_SYSCALL_64_off_stack:
+	unwind_hint_undefined
+	swapgs
+	sysretq
+done entry_SYSCALL_64
+
+# On a stack of its own: anything may have been interrupted, a switch of stacks included, or the first instructions of a
+# system call, where gs and rsp are still the user's.
+#
+# NMIs are blocked until the next iretq, whoever executes it: so a handler that meets a breakpoint can be interrupted by
+# another NMI, whose frame the hardware writes to where the first one's was, at the stack's very end. So each NMI copies
+# its frame before anything else can happen: NMI_COPY bytes down; or, where an NMI was interrupted, below that one's rsp.
 untraced asm_exc_nmi
 	unwind_hint_iret_regs 0
+	push %rax
+	push %rdx
+	unwind_hint_iret_regs 16
+	lea 56 - NMI_COPY(%rsp), %rdx		# the end of the copy: 40 + 16 bytes were pushed
+	testb $3, 24(%rsp)
+	jnz 2f
+	mov 40(%rsp), %rax			# the interrupted rsp: in this stack?
+	xor %rsp, %rax
+	test $-STACK_SIZE, %rax
+	jnz 2f
+	mov 16(%rsp), %rax			# not if a user has made it look so
+	cmp $entry_SYSCALL_64, %rax
+	jb 1f
+	cmp $entry_SYSCALL_64_on_stack, %rax
+	jb 2f
+	cmp $entry_SYSCALL_64_off_stack, %rax
+	jb 1f
+	cmp $asm_exc_nmi, %rax
+	jb 2f
+1:	mov 40(%rsp), %rdx
+	and $-16, %rdx
+2:	mov 48(%rsp), %rax			# ss
+	mov %rax, -8(%rdx)
+	mov 40(%rsp), %rax			# sp
+	mov %rax, -16(%rdx)
+	mov 32(%rsp), %rax			# flags
+	mov %rax, -24(%rdx)
+	mov 24(%rsp), %rax			# cs
+	mov %rax, -32(%rdx)
+	mov 16(%rsp), %rax			# ip
+	mov %rax, -40(%rdx)
+	mov 8(%rsp), %rax			# and what was saved here
+	mov %rax, -48(%rdx)
+	mov (%rsp), %rax
+	mov %rax, -56(%rdx)
+	lea -56(%rdx), %rsp
+	unwind_hint_iret_regs 16
+	pop %rdx
+	pop %rax
 	push $-1
 	push $NMI_VECTOR
 	save_regs
-	mov %rsp, %rdi
+	rdgsbase %rbx				# whichever it is, it is put back
+	rdpid %rax
+	mov cpus(,%rax,8), %rax
+	wrgsbase %rax
 	call nmi_handler
+	wrgsbase %rbx
 	restore_regs
 	iretq
 done asm_exc_nmi
@@ -149,31 +291,6 @@ exception_taken:
 	ret
 done exception_handler
 
-# void interrupt_handler(struct pt_regs *regs, unsigned vector)
-untraced interrupt_handler
-	frame_begin
-	cmp $TIMER_VECTOR, %esi
-	jne 1f
-	call timer_tick
-1:	frame_end
-	ret
-done interrupt_handler
-
-# void timer_tick(struct pt_regs *regs): asks for a switch where another task is to run
-traced timer_tick
-	incq %gs:CPU_TICKS
-	cmpq $0, %gs:CPU_NEXT
-	je 1f
-	movl $1, %gs:CPU_NEED_RESCHED
-1:	ret
-done timer_tick
-
-# void nmi_handler(struct pt_regs *regs)
-untraced nmi_handler
-	incq %gs:CPU_NMIS
-	ret
-done nmi_handler
-
 # Calls the function in rax with its arguments in place, then tells the laboratory, result in rax.
 # Every stack that it begins ends here: rbp is zero, which is how a frame-pointer walk knows.
 untraced lab_call
@@ -185,9 +302,9 @@ lab_call_return:
 	ud2
 done lab_call
 
-# void do_exit(long code): ends what lab_call called, from wherever that has got to, with the code for its result. It does
+# void lab_exit(long code): ends what lab_call called, from wherever that has got to, with the code for its result. It does
 # not return: what lies behind a call of it is reached some other way, or is another function's.
-untraced do_exit
+untraced lab_exit
 	mov %rdi, %rax
 	mov %gs:CPU_CURRENT, %rdx
 	mov TASK_STACK(%rdx), %rdx
@@ -195,7 +312,23 @@ untraced do_exit
 	unwind_hint_end_of_stack
 	xor %ebp, %ebp
 	jmp lab_call_return
-done do_exit
+done lab_exit
+
+# long hypercall(long number, long a, long b, long c): asks the laboratory, which answers in rax
+untraced hypercall
+	vmcall
+	.globl hypercall_answered
+hypercall_answered:
+	ret
+done hypercall
+
+# A CPU begins here, on the stack of its idle task.
+untraced start_cpu
+	unwind_hint_end_of_stack
+	xor %ebp, %ebp
+	call cpu_idle
+	ud2
+done start_cpu
 
 # Sites call this in the files only: they become NOPs before anything runs.
 untraced __fentry__

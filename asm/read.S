@@ -103,8 +103,10 @@ done mem_read_upper
 .p2align 3
 mem_fops:
 	.quad mem_read
+	.quad 0
 zero_fops:
 	.quad zero_read
+	.quad 0
 greeting:
 	.ascii "hello from the old kernel"
 greeting_end:
@@ -115,8 +117,7 @@ greeting_end:
 files:
 	.quad greeting_file
 	.quad zero_file
-	.quad 0
-	.quad 0
+	.skip 8 * (NR_FILES - 2)
 greeting_file:
 	.quad mem_fops
 	.quad 0

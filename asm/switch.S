@@ -1,26 +1,8 @@
-# From one task to another.
+# From one task to another, and where tasks begin (kernel/sched.c says which comes next).
 
 .include "macros.inc"
 
 .text
-
-# void schedule(void): to the task that is to run next on this CPU, if there is one. Who that is, is policy,
-# which the laboratory sets.
-untraced schedule
-	frame_begin
-	pushfq
-	cli					# nobody may see a CPU between two tasks
-	movl $0, %gs:CPU_NEED_RESCHED
-	mov %gs:CPU_NEXT, %rsi
-	movq $0, %gs:CPU_NEXT
-	test %rsi, %rsi
-	jz 1f
-	mov %gs:CPU_CURRENT, %rdi
-	call switch_to
-1:	popfq
-	frame_end
-	ret
-done schedule
 
 # void switch_to(struct task *prev, struct task *next): returns on next's stack. What it leaves on prev's, from
 # its sp on, is a struct inactive_task_frame.
@@ -36,6 +18,11 @@ untraced switch_to
 	mov TASK_SP(%rsi), %rsp
 	unwind_hint_restore
 	mov %rsi, %gs:CPU_CURRENT
+	mov TASK_STACK(%rsi), %rax		# from user mode the CPU comes to the beginning of the task's stack
+	add $STACK_SIZE, %rax
+	mov %rax, %gs:CPU_STACK_TOP
+	mov %gs:CPU_TSS, %rdx
+	mov %rax, TSS_RSP0(%rdx)
 	pop %r15
 	pop %r14
 	pop %r13
@@ -45,22 +32,23 @@ untraced switch_to
 	ret
 done switch_to
 
-# Where a task begins: its first switch_to "returns" here, with its function in rbx and that one's argument in
-# r12. Interrupts are off, as everywhere in a switch.
+# Where a user task begins: its first switch_to "returns" here, to registers that lie at the beginning of its stack.
+# Interrupts are off, as everywhere in a switch.
 untraced ret_from_fork
+	unwind_hint_regs
+	call schedule_tail
+	mov %rsp, %rdi
+	call exit_to_user_mode
+	jmp return_by_iret
+done ret_from_fork
+
+# Where a task of the kernel's begins, with its function in rbx and that one's argument in r12.
+untraced ret_from_kthread
 	unwind_hint_end_of_stack
+	call schedule_tail
 	sti
 	mov %r12, %rdi
 	call *%rbx
 	vmcall					# a function that returns is at its end
 	ud2
-done ret_from_fork
-
-# void cpu_idle(void): waits for somebody to run
-traced cpu_idle
-	frame_begin
-1:	sti
-	hlt
-	call schedule
-	jmp 1b
-done cpu_idle
+done ret_from_kthread

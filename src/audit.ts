@@ -3,21 +3,34 @@
 import type { Addr } from "./base/addr.ts";
 import { Refusal } from "./base/refuse.ts";
 import { Audit, type AuditOptions, type Workload } from "./explore/audit.ts";
+import { seeded } from "./explore/chooser.ts";
 import { CELLS, type Findings, MODES, type Place } from "./explore/findings.ts";
-import type { Subject } from "./explore/subject.ts";
+import { Subject } from "./explore/subject.ts";
 import type { Lab } from "./lab.ts";
+import type { Patients } from "./patients.ts";
 import type { AuditReport, CoverageFact, WrongFact } from "./report/audit.ts";
 import { DOUBTS, type Unwinder } from "./unwind/walk.ts";
 import { decode } from "./x86/decode.ts";
 import { type Disassembler, loadDisassembler } from "./x86/disassemble.ts";
 
-/** What is audited. */
-export interface Audited {
+/** A system that is audited. */
+export interface AuditedSystem {
   readonly lab: Lab;
   readonly subject: Subject;
   /** Functions of which every instruction is to be reached. */
   readonly functions: readonly { readonly address: Addr; readonly size: number }[];
+}
+
+/** What is audited, one call after another. */
+export interface Audited extends AuditedSystem {
   each(): Iterable<Workload>;
+}
+
+/** A run of everybody: whose, by which choices, and how far. */
+export interface AuditedRun {
+  readonly patients: Patients;
+  readonly seed: number;
+  readonly budget: number;
 }
 
 /** Instructions shown before and behind a place. */
@@ -45,12 +58,34 @@ export async function runAudit(
   return new Reporter(audited, audit.findings, await loadDisassembler()).report(unwinder.name, unfinished);
 }
 
+/** Audits `unwinder` at every boundary of the kernel's in a run of all its patients, whatever interrupts them. */
+export async function runPatientsAudit(
+  { patients, seed, budget }: AuditedRun,
+  unwinder: Unwinder,
+  options: AuditOptions,
+): Promise<AuditReport> {
+  const { lab, module } = patients;
+  const { machine, kernel, ftrace, unwinding } = lab;
+  const subject = new Subject({ machine, kernel, ftrace, unwinding });
+  const audit = new Audit(subject, unwinder, options);
+  const name = `seed ${seed}, ${machine.vcpus.length} vCPUs`;
+  const conductor = lab.conductor({ chooser: seeded(seed), execute: audit.executor(name) });
+  patients.begin();
+  const end = conductor.run({ budget });
+  const unfinished = end.kind === "oops" || end.kind === "hang" ? [`${name}: ${end.text}`] : [];
+  const functions = [lab.image, module].flatMap(({ symbols }) =>
+    symbols.filter(({ kind }) => kind === "func"),
+  );
+  const reporter = new Reporter({ lab, subject, functions }, audit.findings, await loadDisassembler());
+  return reporter.report(unwinder.name, unfinished);
+}
+
 class Reporter {
-  private readonly audited: Audited;
+  private readonly audited: AuditedSystem;
   private readonly findings: Findings;
   private readonly disassembler: Disassembler;
 
-  constructor(audited: Audited, findings: Findings, disassembler: Disassembler) {
+  constructor(audited: AuditedSystem, findings: Findings, disassembler: Disassembler) {
     this.audited = audited;
     this.findings = findings;
     this.disassembler = disassembler;

@@ -11,13 +11,15 @@ import {
   FILE,
   FILE_OPERATIONS,
   INACTIVE_TASK_FRAME,
+  MODULE,
   PATCH_STATE,
   RET_STACK,
+  SIGACTION,
   TASK,
 } from "./kernel/layout.ts";
 import { KLP_FUNC } from "./livepatch/layout.ts";
 import { PT_REGS } from "./machine/ptRegs.ts";
-import { assemblerConstants } from "./machine/struct.ts";
+import { assemblerConstants, cDeclaration } from "./machine/struct.ts";
 import { HINT_CONSTANTS } from "./unwind/orc/generate/hint.ts";
 
 /** The sources that make up the laboratory's kernel, in link order. */
@@ -28,10 +30,34 @@ export const KERNEL_SOURCES = [
   "return.S",
   "klp.S",
   "thunk.S",
+  "uaccess.S",
   "faults.S",
   "read.S",
   "shapes.S",
 ] as const;
+
+/** Its half in C, as objects that gcc made (kernel/build.sh), behind the sources. */
+export const KERNEL_OBJECTS = [
+  "sched.o",
+  "time.o",
+  "lock.o",
+  "stop.o",
+  "kthread.o",
+  "fork.o",
+  "signal.o",
+  "syscall.o",
+  "pipe.o",
+  "futex.o",
+  "traps.o",
+  "klp.o",
+  "module.o",
+] as const;
+
+/** Every part of the kernel, as paths in this package. */
+export const KERNEL_PARTS: readonly string[] = [
+  ...KERNEL_SOURCES.map((name) => `asm/${name}`),
+  ...KERNEL_OBJECTS.map((name) => `kernel/${name}`),
+];
 
 /** `.include` as the guest's sources use it: from `asm/`. */
 export function includeGuestSource(name: string): string | undefined {
@@ -39,24 +65,41 @@ export function includeGuestSource(name: string): string | undefined {
   return existsSync(path) ? readFileSync(path, "utf8") : undefined;
 }
 
+const STRUCTS = [
+  PT_REGS,
+  FTRACE_OPS,
+  KLP_FUNC,
+  TASK,
+  RET_STACK,
+  SIGACTION,
+  CPU,
+  INACTIVE_TASK_FRAME,
+  MODULE,
+  FILE,
+  FILE_OPERATIONS,
+];
+const ALL_CONSTANTS = { ...CONSTANTS, ...PATCH_STATE, FTRACE_SITE_SIZE: SITE_SIZE, ...HINT_CONSTANTS };
+
 /** What `asm/offsets.inc` has to contain: `npm run offsets` writes it, a test compares. */
 export function guestOffsets(): string {
-  const constants = { ...CONSTANTS, ...PATCH_STATE, FTRACE_SITE_SIZE: SITE_SIZE, ...HINT_CONSTANTS };
-  const structs = [
-    PT_REGS,
-    FTRACE_OPS,
-    KLP_FUNC,
-    TASK,
-    RET_STACK,
-    CPU,
-    INACTIVE_TASK_FRAME,
-    FILE,
-    FILE_OPERATIONS,
-  ];
   return [
     "# Offsets and constants of the structures that TypeScript describes (src/*/layout.ts).\n",
     "# Written by `npm run offsets`: change the descriptions, not this file.\n\n",
-    ...structs.map((struct) => `# struct ${struct.name}\n${assemblerConstants(struct)}\n`),
-    ...Object.entries(constants).map(([name, value]) => `.set ${name}, ${value}\n`),
+    ...STRUCTS.map((struct) => `# struct ${struct.name}\n${assemblerConstants(struct)}\n`),
+    ...Object.entries(ALL_CONSTANTS).map(([name, value]) => `.set ${name}, ${value}\n`),
+  ].join("");
+}
+
+/** The same for `kernel/layout.h`. */
+export function guestHeader(): string {
+  return [
+    "/* Structures that TypeScript describes (src/.../layout.ts), and constants. */\n",
+    "/* Written by `npm run offsets`: change the descriptions, not this file. */\n\n",
+    ...STRUCTS.map(({ name }) => `struct ${name};\n`),
+    "\n",
+    ...STRUCTS.map((struct) => `${cDeclaration(struct)}\n`),
+    ...Object.entries(ALL_CONSTANTS).map(
+      ([name, value]) => `#define ${name} ${value < 0 ? `(${value})` : value}\n`,
+    ),
   ].join("");
 }

@@ -4,21 +4,26 @@ import { type Addr, addr, PAGE_SIZE } from "./base/addr.ts";
 import { readInput, readPackageFile } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
 import { Ftrace, type FtraceRecord } from "./ftrace/ftrace.ts";
-import { includeGuestSource, KERNEL_SOURCES } from "./guest.ts";
+import { includeGuestSource, KERNEL_PARTS } from "./guest.ts";
 import { CodeMap } from "./image/codeMap.ts";
 import { parseElf } from "./image/elf.ts";
 import type { Image } from "./image/image.ts";
-import { DIRECT_MAP, KERNEL_TEXT, MODULE_TEXT } from "./image/layout.ts";
+import { DIRECT_MAP, KERNEL_TEXT, MODULE_TEXT, USER_TEXT } from "./image/layout.ts";
 import { link } from "./image/link.ts";
 import { load } from "./image/load.ts";
 import type { ImageSymbol } from "./image/symbolTable.ts";
+import { Conductor, type ConductorOptions } from "./kernel/conductor.ts";
+import { Dumper } from "./kernel/dump.ts";
+import { type InvariantOptions, Invariants } from "./kernel/invariants.ts";
 import { Kernel, type Task } from "./kernel/kernel.ts";
+import { OopsWriter } from "./kernel/oops.ts";
 import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
 import { Redirect } from "./livepatch/redirect.ts";
 import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
+import { Modules } from "./modules.ts";
 import { adviseExit } from "./report/advice.ts";
 import { framePointerUnwinder } from "./unwind/framePointer.ts";
 import { OrcTables } from "./unwind/orc/tables.ts";
@@ -35,6 +40,10 @@ export interface LabOptions {
   readonly objects?: readonly string[];
   /** Changes a source of the kernel before it is assembled, to see what comes of it; `name` is its file in `asm/`. */
   readonly edit?: (name: string, text: string) => string;
+  /** Contents in place of the kernel's own parts, by their paths in this package (guest.ts). */
+  readonly parts?: ReadonlyMap<string, Uint8Array>;
+  /** How many tasks there can be at a time; default 1024. */
+  readonly maxTasks?: number;
 }
 
 export interface CallOptions {
@@ -65,23 +74,24 @@ const TRAMPOLINES = addr(MODULE_TEXT + 0x1000_0000);
 export class Lab {
   readonly machine: Machine;
   readonly image: Image;
-  readonly code = new CodeMap();
-  readonly orc = new OrcTables(this.code);
+  readonly code: CodeMap;
+  readonly orc: OrcTables;
   readonly kernel: Kernel;
+  readonly modules: Modules;
   readonly ftrace: Ftrace;
   private readonly heap: Heap;
   /** What walkers may ask of this system. */
-  readonly unwinding: UnwindingParts;
-  private nextModule: Addr = MODULE_TEXT;
+  readonly unwinding: UnwindingParts & { readonly code: CodeMap };
+  /** Shows stacks as the kernel's messages do. */
+  readonly dumper: Dumper;
 
   /** Assembles, links and boots the guest kernel. */
   static async open(options: LabOptions = {}): Promise<Lab> {
     const sources = await Promise.all(
-      KERNEL_SOURCES.map((name) => {
-        const path = `asm/${name}`;
-        const bytes = readPackageFile(path);
-        if (options.edit === undefined) return readObject(path, bytes);
-        const text = options.edit(name, new TextDecoder().decode(bytes));
+      KERNEL_PARTS.map((path) => {
+        const bytes = options.parts?.get(path) ?? readPackageFile(path);
+        if (options.edit === undefined || !path.startsWith("asm/")) return readObject(path, bytes);
+        const text = options.edit(path.slice("asm/".length), new TextDecoder().decode(bytes));
         return readObject(path, new TextEncoder().encode(text));
       }),
     );
@@ -89,34 +99,51 @@ export class Lab {
     return new Lab(link([...sources, ...extra], { text: KERNEL_TEXT }), options);
   }
 
-  private constructor(image: Image, { vcpus = 1, recordCalls = false }: LabOptions) {
+  private constructor(image: Image, options: LabOptions) {
+    const { vcpus = 1, recordCalls = false } = options;
     this.image = image;
     this.machine = new Machine({ vcpus, recordCalls });
-    const { memory } = this.machine;
+    const { memory, keeper } = this.machine;
+    this.code = new CodeMap(keeper);
+    this.orc = new OrcTables(this.code);
     load(memory, image);
     this.code.addImage(image);
     this.heap = new Heap(memory, DIRECT_MAP, { write: true, execute: false, user: false });
     const cursor = this.heap.allocate(8);
     const text = new Heap(memory, TRAMPOLINES, { write: false, execute: true, user: false }, cursor);
-    this.ftrace = new Ftrace({ image, memory, code: this.code, heap: this.heap, text });
-    this.kernel = new Kernel(this.machine, this.heap, image);
+    const { code, heap } = this;
+    this.ftrace = new Ftrace({ image, memory, code, heap, text, keeper });
+    this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image });
+    this.kernel = new Kernel(this.machine, heap, image, { ...options, modules: this.modules });
     for (let n = 0; n < vcpus; n++) this.kernel.createTask();
     const { returnTrampolines } = this.machine.calls;
     for (const name of RETURN_TRAMPOLINES) returnTrampolines.add(image.symbol(name).address);
     this.unwinding = { memory, code: this.code, orc: this.orc, returnTrampolines };
+    this.dumper = new Dumper(this.kernel, this.unwinding);
   }
 
   /** Links objects against one another and what is loaded, and loads them into module space as module `name`. */
   async loadModule(name: string, paths: readonly string[]): Promise<Image> {
-    if (this.code.images.some((image) => image.name === name)) refuse("module-loaded", { name });
+    await this.offerModule(name, paths);
+    return this.modules.insert(name);
+  }
+
+  /** The same without loading it: guest code can, by its name (kernel/module.c). */
+  async offerModule(name: string, paths: readonly string[]): Promise<Image> {
+    return this.modules.offer(
+      name,
+      await Promise.all(paths.map((path) => readObject(path, readInput(path)))),
+    );
+  }
+
+  /**
+   * Links objects as a program of a user's and maps it where user code can have it. It is no part of the kernel's code: no
+   * address of it is one that a walk may return to. `kernel.createUserTask` runs it.
+   */
+  async loadProgram(name: string, paths: readonly string[]): Promise<Image> {
     const objects = await Promise.all(paths.map((path) => readObject(path, readInput(path))));
-    const externals = (symbol: string) =>
-      this.code.images.map((image) => image.exported(symbol)).find((at) => at !== undefined);
-    const image = link(objects, { text: this.nextModule, name, externals });
-    load(this.machine.memory, image);
-    this.code.addImage(image);
-    this.ftrace.addImage(image);
-    this.nextModule = image.end;
+    const image = link(objects, { text: USER_TEXT, name });
+    load(this.machine.memory, image, true);
     return image;
   }
 
@@ -152,7 +179,9 @@ export class Lab {
 
   /** Runs a call that was begun to its end. Refuses one that faults, or does not end within its budget. */
   finish(vcpu: Vcpu, budget = DEFAULT_BUDGET): bigint {
-    const end = vcpu.run({ budget });
+    const end = this.kernel.run(vcpu, { budget });
+    if (end.kind === "panic")
+      refuse("call-failed", { what: end.text, advice: "look at what it was called with" });
     if (!this.kernel.returned(end)) {
       const taken = this.kernel.exception(vcpu, end);
       const exit: Exit = taken === undefined ? end : { kind: "fault", ip: taken.ip, fault: taken.fault };
@@ -185,6 +214,19 @@ export class Lab {
     return this.machine
       .trueStack(vcpu.rsp)
       .flatMap((frame) => (frame.kind === "call" ? [frame.returnAddress] : []));
+  }
+
+  /** Runs everybody against each other, from the state that the laboratory is in: `kernel.boot` has been. */
+  conductor(options: ConductorOptions): Conductor {
+    const writer = new OopsWriter(this.kernel, this.dumper, () =>
+      this.modules.loaded.map(({ name }) => name),
+    );
+    return new Conductor(this.kernel, options, writer, (at) => this.code.describe(at));
+  }
+
+  /** A checker of one run's invariants. */
+  invariants(options?: InvariantOptions): Invariants {
+    return new Invariants(this.kernel, this.image, this.unwinding, options);
   }
 
   /** Gives back what its machine takes, as `Machine.dispose` does; to be called where many labs are opened. */

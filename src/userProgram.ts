@@ -7,7 +7,7 @@ import { type Addr, addr, offset, toWord } from "./base/addr.ts";
 import { readInput, readPackageFile } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
 import { NOP5 } from "./ftrace/site.ts";
-import { KERNEL_SOURCES } from "./guest.ts";
+import { KERNEL_PARTS } from "./guest.ts";
 import { CodeMap } from "./image/codeMap.ts";
 import type { Image } from "./image/image.ts";
 import { link } from "./image/link.ts";
@@ -37,7 +37,7 @@ export class UserProgram {
     files: readonly { readonly name: string; readonly path: string }[],
   ): Promise<UserProgram> {
     const program = new UserProgram();
-    const kernel = KERNEL_SOURCES.map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`)));
+    const kernel = KERNEL_PARTS.map((path) => readObject(path, readPackageFile(path)));
     program.load(link(await Promise.all(kernel), { text: TEXT }));
     for (const { name, path } of files) {
       const externals = (symbol: string) =>

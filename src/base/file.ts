@@ -1,6 +1,6 @@
 // Files: those of the package, by their path in it, and any other. Refuses what cannot be read.
 
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { refuse } from "./refuse.ts";
@@ -25,6 +25,19 @@ export function readInput(path: string): Uint8Array {
   } catch (error) {
     const why = error instanceof Error && "code" in error ? String(error.code) : String(error);
     return refuse("unreadable", { file: path, why });
+  }
+}
+
+/** The whole of a file, or nothing: what was there stays until the new contents are. Refused as reading is. */
+export function writeOutput(path: string, text: string): void {
+  const unfinished = `${path}.unfinished`;
+  try {
+    writeFileSync(unfinished, text);
+    renameSync(unfinished, path);
+  } catch (error) {
+    rmSync(unfinished, { force: true });
+    const why = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    refuse("unwritable", { file: path, why });
   }
 }
 

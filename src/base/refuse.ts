@@ -8,16 +8,19 @@ export const REFUSALS = {
   usage: "{problem}; `{help}` shows what it takes",
   "no-command": "no such command; `fentrylab demo` is the guided tour, `fentrylab --help` lists them all",
   "not-a-number": "{option} wants a whole number from {least} up, not '{text}'; write it in decimal digits",
+  "too-large": "{option} takes {most} at most, not '{text}'; give less",
   "not-a-word": "'{text}' is no 64-bit integer; write it in decimal or, with 0x, in hexadecimal",
   "unknown-bench": "there is no benchmark '{what}'; there are: {known}",
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
   "map-range": "{size} bytes from {address} on leave the canonical addresses; map less, or lower",
   "module-loaded": "a module '{name}' is loaded already; give this one another name",
+  "no-module": "no module '{name}' is offered; offer it first",
   "unknown-mode": "there is no mode '{mode}'; there are: {known}",
   "unknown-unwinder":
     "there is no unwinder '{name}'; there are: {known}, or give a .js file whose default export is one",
   "unwinder-import": "{path} is no unwinder: {why}; its default export must be a walk function",
   "call-without-image": "--call names a function of an image; give that with --image FILE",
+  "patients-and-image": "--patients and --image are two audits; run one after the other",
   "audit-astray": "{what} went where none should: {where}; call it by itself first (`fentrylab call`)",
   "trace-limit": "a trace cannot keep {limit} events; give a whole number from 1 up",
   "trace-on": "the machine is being traced already; stop that trace first",
@@ -27,6 +30,16 @@ export const REFUSALS = {
   "no-host-memory":
     "there is no memory for another machine, or for a larger one; dispose of machines that are no longer used",
   "vcpu-count": "{count} vCPUs; a machine has 1 to {limit}",
+  "cpu-count": "{count} vCPUs; the laboratory's kernel has 1 to {limit}",
+  "no-cpu": "{task} may use none of the CPUs that there are; set its bits for one of them",
+  "too-many-tasks": "there are {count} tasks, and no more can be; open the laboratory with a larger maxTasks",
+  "script-over":
+    "the script has {count} answers, and another one is asked for: {kind}; add to it, or give it a chooser for the rest",
+  "script-answer":
+    "answer {index} of the script is {answer}, for a choice of {count} ({kind}); answer from 0 up",
+  "record-over": "the record ends before choice {index} ({kind}); it is not whole, record the run again",
+  "record-differs":
+    "choice {index} is {kind} of {count}, and was {then} of {of} when it was recorded; replay it with what it was recorded with",
   "fetch-choice": "choice {choice} of {count} versions of a byte; a chooser answers with an index from 0 up",
   "snapshot-foreign": "the snapshot is of another machine; restore it on the one that made it",
   "snapshot-disposed": "the snapshot was disposed of; keep it for as long as it is to be restored",
@@ -41,6 +54,10 @@ export const REFUSALS = {
   "site-without-function":
     "{image} records a call site at {site} that is in no function; build its objects again",
   "too-many-arguments": "{count} arguments; leave some out, a call takes at most {limit}, in registers",
+  unwritable: "{file} cannot be written ({why}); choose another place",
+  "record-file": "{file} is no record of a run: {what}; make one with `fentrylab run --record FILE`",
+  "record-origin":
+    "{file} is of another kernel: its machine began as {recorded}, this one as {now}; record the run again with this one",
   unreadable: "{file} cannot be read ({why}); check the path",
   "call-failed": "the call did not return: {what}; {advice}",
   "elf-kind": "{file} is {what}, not an x86-64 ELF relocatable object; make one with gcc -c",

@@ -1,9 +1,11 @@
 // fentrylab audit [--unwinder orc|frame|guess|FILE] [--mode at-rest|preempted|both] [--image FILE...] [--call CALL...]
+//   [--patients [--vcpus N] [--budget N] [--seed N]]
 
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
-import { runAudit } from "../audit.ts";
+import { type AuditedRun, runAudit, runPatientsAudit } from "../audit.ts";
 import { refuse } from "../base/refuse.ts";
+import { Patients } from "../patients.ts";
 import { renderAudit } from "../report/audit.ts";
 import { framePointerUnwinder } from "../unwind/framePointer.ts";
 import { guessUnwinder } from "../unwind/guess.ts";
@@ -24,6 +26,9 @@ interface AuditCommandOptions extends CommonOptions {
   readonly mode: string;
   readonly image?: readonly string[];
   readonly call?: readonly string[];
+  readonly patients?: boolean;
+  readonly vcpus: number;
+  readonly budget: number;
 }
 
 /** False if a walk claimed to be reliable and was wrong. */
@@ -32,12 +37,23 @@ export async function printAudit(options: AuditCommandOptions): Promise<boolean>
   const modes = MODES[mode] ?? refuse("unknown-mode", { mode, known: Object.keys(MODES).join(", ") });
   const chosen = UNWINDERS.find(({ name }) => name === unwinder) ?? (await importUnwinder(unwinder));
   if (image.length === 0 && call.length > 0) refuse("call-without-image", {});
-  const workloads = image.length === 0 ? await Workloads.open() : await Workloads.ofImages(image, call);
-  const report = await runAudit(workloads, chosen, { ...modes, onProgress: progress });
+  if (image.length > 0 && options.patients) refuse("patients-and-image", {});
+  const audited = { ...modes, onProgress: progress };
+  const report = options.patients
+    ? await runPatientsAudit(await patientsRun(options), chosen, audited)
+    : await runAudit(
+        image.length === 0 ? await Workloads.open() : await Workloads.ofImages(image, call),
+        chosen,
+        audited,
+      );
   if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
   if (json) printJson(report);
   else process.stdout.write(renderAudit(report));
   return report.violations.length === 0;
+}
+
+async function patientsRun({ vcpus, seed, budget }: AuditCommandOptions): Promise<AuditedRun> {
+  return { patients: await Patients.open({ vcpus, recordCalls: true }), seed, budget };
 }
 
 /** A walk function that a module exports as its default. */

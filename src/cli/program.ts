@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { packagePath } from "../base/file.ts";
 import { Refusal, refuse } from "../base/refuse.ts";
+import { DEFAULT_SETTINGS, MAX_COPIES, MAX_VCPUS } from "../settings.ts";
 import { integer } from "./option.ts";
 
 /** Runs the command line `args`, without the program's name, and returns the exit status. */
@@ -108,6 +109,9 @@ function createProgram(checked: (held: boolean) => void): Command {
       'a function of the image with its arguments, as in "tail 20"; may be repeated',
       collect,
     )
+    .option("--patients", "audit a run of the kernel with all its patients instead, chosen by --seed")
+    .option("--vcpus <n>", "of that run", integer("--vcpus", 1, MAX_VCPUS), DEFAULT_SETTINGS.vcpus)
+    .option("--budget <n>", "end that run after so many instructions", integer("--budget", 1), 10_000_000)
     .action(async (options) => checked(await (await import("./audit.ts")).printAudit(options)));
 
   addCommand(
@@ -124,6 +128,42 @@ function createProgram(checked: (held: boolean) => void): Command {
     .action(async (image, name, words, options) =>
       checked(await (await import("./lockstep.ts")).printLockstep(image, name, words, options)),
     );
+
+  shownOptions(
+    addCommand(
+      program,
+      "run",
+      "Run the kernel with its patients, every choice by seed, and hold it against its invariants.",
+    )
+      .option(
+        "--vcpus <n>",
+        "how many vCPUs, 1 to 8",
+        integer("--vcpus", 1, MAX_VCPUS),
+        DEFAULT_SETTINGS.vcpus,
+      )
+      .option(
+        "--copies <n>",
+        "of each user task",
+        integer("--copies", 1, MAX_COPIES),
+        DEFAULT_SETTINGS.copies,
+      )
+      .option("--rounds <n>", "that each patient does", integer("--rounds", 1), DEFAULT_SETTINGS.rounds)
+      .option(
+        "--budget <n>",
+        "end after so many instructions",
+        integer("--budget", 1),
+        DEFAULT_SETTINGS.budget,
+      )
+      .option("--seeds <n>", "so many runs, from --seed on, to the first finding", integer("--seeds", 1), 1)
+      .option("--record <file>", "write down the last run, for `fentrylab replay`"),
+  ).action(async (options) => checked(await (await import("./run.ts")).printRun(options)));
+
+  shownOptions(
+    addCommand(program, "replay", "Repeat a run that was written down, choice by choice.").argument(
+      "<file>",
+      "what `fentrylab run --record` wrote",
+    ),
+  ).action(async (file, options) => checked(await (await import("./run.ts")).printReplay(file, options)));
 
   addCommand(program, "bench", "Measure this engine against native Unicorn, where that is installed.")
     .argument("[what]", "`engine`, or `resources` for memory that machines hold and give back", "engine")
@@ -145,6 +185,14 @@ function addCommand(program: Command, name: string, description: string): Comman
     .description(description)
     .option("--json", "one JSON document on stdout")
     .option("--seed <n>", "the seed of every choice that is made for you", integer("--seed", 0), 0);
+}
+
+/** What else of a run is looked at and shown. */
+function shownOptions(command: Command): Command {
+  return command
+    .option("--every <n>", "check the invariants after so many slices; 0 for never", integer("--every", 0), 4)
+    .option("--log", "show the kernel's log")
+    .option("--tasks", "show all tasks and their stacks at the end, as sysrq-t does");
 }
 
 function collect(value: string, earlier: readonly string[] = []): string[] {

@@ -7,6 +7,7 @@
 
 import type { Addr } from "../base/addr.ts";
 import { bug } from "../base/refuse.ts";
+import type { Execute } from "../kernel/conductor.ts";
 import type { Task } from "../kernel/kernel.ts";
 import { liveStart } from "../kernel/unwindContext.ts";
 import type { Exit } from "../machine/exit.ts";
@@ -16,8 +17,12 @@ import { Findings, type Mode } from "./findings.ts";
 import type { Subject } from "./subject.ts";
 import { isRight, whereTo } from "./truth.ts";
 
-export interface Workload {
+/** By what a place is told where it was met. */
+interface Named {
   readonly name: string;
+}
+
+export interface Workload extends Named {
   /** Puts the vCPU at the start of what is to be done. */
   begin(): Vcpu;
   /** Of the instructions that it passes, whether interrupts are delivered at them and followed to their end. */
@@ -66,10 +71,27 @@ export class Audit {
     subject.astray(workload.name, { kind: "budget", ip: vcpu.rip });
   }
 
-  /** Everything that there is to check at one boundary. */
-  private visit(vcpu: Vcpu, workload: Workload): void {
-    this.findings.visit(vcpu.rip);
-    if (this.options.atRest) this.checkLive("atRest", vcpu, vcpu.rip, workload);
+  /** Executes a conductor's slices instead of the engine, and audits every boundary in them. `name` says which run it is. */
+  executor(name: string): Execute {
+    const { subject, findings, options } = this;
+    const workload = { name };
+    return (vcpu, budget) => {
+      for (let steps = 0; steps < budget; steps++) {
+        if (findings.boundaries % PROGRESS_EVERY === 0) options.onProgress?.(findings.boundaries, name);
+        this.visit(vcpu, workload);
+        const exit = vcpu.step();
+        const left = exit === undefined ? "answered" : subject.kernel.answer(vcpu, exit);
+        if (left !== "answered") return left;
+      }
+      return { kind: "budget", ip: vcpu.rip };
+    };
+  }
+
+  /** Everything that there is to check at one boundary. In user mode nothing of the kernel is on any stack, before it is left. */
+  private visit(vcpu: Vcpu, workload: Named): void {
+    const { user } = vcpu.system;
+    if (!user) this.findings.visit(vcpu.rip);
+    if (this.options.atRest && !user) this.checkLive("atRest", vcpu, vcpu.rip, workload);
     if (this.options.preempted) this.preempt(vcpu, workload);
   }
 
@@ -77,6 +99,9 @@ export class Audit {
   private settle(vcpu: Vcpu, exit: Exit, workload: Workload): "ended" | "going on" {
     const { subject } = this;
     if (subject.kernel.returned(exit)) return "ended";
+    const left = subject.kernel.answer(vcpu, exit);
+    if (left === "answered") return "going on";
+    if (left.kind === "panic") return subject.astray(workload.name, left);
     if (subject.skipException(vcpu, exit)) return "going on";
     if (exit.kind !== "halt") return subject.astray(workload.name, exit);
     // Idle: whoever has switched itself out is on its stack alone. The first of them is woken.
@@ -116,7 +141,7 @@ export class Audit {
     this.subject.astray(`an interrupt of ${workload.name}`, { kind: "budget", ip: vcpu.rip });
   }
 
-  private preempt(vcpu: Vcpu, workload: Workload): void {
+  private preempt(vcpu: Vcpu, workload: Named): void {
     const { subject } = this;
     const { machine } = subject;
     const at = vcpu.rip;
@@ -128,11 +153,11 @@ export class Audit {
     before.dispose();
   }
 
-  private checkLive(mode: Mode, vcpu: Vcpu, at: Addr, workload: Workload): void {
+  private checkLive(mode: Mode, vcpu: Vcpu, at: Addr, workload: Named): void {
     this.check(mode, this.subject.contextOfCpu(vcpu), liveStart(vcpu), vcpu.rsp, at, workload);
   }
 
-  private checkSwitchedOut(mode: Mode, task: Task, workload: Workload, at?: Addr): void {
+  private checkSwitchedOut(mode: Mode, task: Task, workload: Named, at?: Addr): void {
     const start =
       this.subject.kernel.startOf(task) ?? bug("a task that was switched out has nothing on its stack");
     const sp = start.from === "unstarted" ? start.sp : start.slot;
@@ -140,14 +165,7 @@ export class Audit {
   }
 
   /** Walks from `start`, on a stack whose pointer is `sp`; what comes of it is noted for `at`. */
-  private check(
-    mode: Mode,
-    context: UnwindContext,
-    start: Start,
-    sp: Addr,
-    at: Addr,
-    workload: Workload,
-  ): void {
+  private check(mode: Mode, context: UnwindContext, start: Start, sp: Addr, at: Addr, workload: Named): void {
     const { subject, findings } = this;
     const walk = this.unwinder.walk(context, start);
     const truth = subject.machine.trueChain(sp);

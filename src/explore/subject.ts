@@ -1,8 +1,9 @@
-// The system that an audit runs on: one CPU of a kernel, its interrupts, its tasks, and what walkers may ask.
+// The system that an audit runs on: a kernel's CPUs, their interrupts, its tasks, and what walkers may ask.
 
 import type { Addr } from "../base/addr.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import type { Ftrace } from "../ftrace/ftrace.ts";
+import type { Panic } from "../kernel/hypercall.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
 import { VECTORS } from "../kernel/layout.ts";
 import type { UnwindingParts } from "../kernel/unwindContext.ts";
@@ -31,28 +32,29 @@ export interface Interrupt {
 
 /** Instructions from an interrupt to where the CPU waits. */
 const SWITCH_LIMIT = 10_000;
+/** Less than from one switch to the next. */
+const SWITCH_STEP = 50;
 
 export class Subject implements Sites {
   readonly machine: Machine;
   readonly kernel: Kernel;
   private readonly parts: SubjectParts;
-  private readonly idle: Task;
   private readonly nmiHandler: Addr;
   private readonly nmiEntry: Addr;
   private readonly timerEntry: Addr;
-  /** By the task that is current, as its structure's address. */
-  private readonly contexts = new Map<number, UnwindContext>();
-  private readonly current: Addr;
+  private readonly timerLock: Addr;
+  /** By CPU, and the task that is current there, as its structure's address. */
+  private readonly contexts: readonly Map<number, UnwindContext>[];
 
   constructor(parts: SubjectParts) {
     this.parts = parts;
     this.machine = parts.machine;
     this.kernel = parts.kernel;
-    this.idle = this.kernel.createTask({ function: this.symbol("cpu_idle") });
+    this.timerLock = this.symbol("timer_lock");
+    this.contexts = this.kernel.cpus.map(() => new Map<number, UnwindContext>());
     this.nmiHandler = this.symbol("nmi_handler");
     this.nmiEntry = this.symbol("asm_exc_nmi");
     this.timerEntry = this.symbol("asm_sysvec_apic_timer_interrupt");
-    this.current = this.kernel.cpus[0]!.struct.at;
   }
 
   isSite(at: Addr): boolean {
@@ -65,11 +67,12 @@ export class Subject implements Sites {
 
   /** For walks of what runs on `vcpu`. */
   contextOfCpu(vcpu: Vcpu): UnwindContext {
-    const current = this.read(this.current) ?? 0;
-    let context = this.contexts.get(current);
+    const contexts = this.contexts[vcpu.index]!;
+    const current = this.kernel.cpus[vcpu.index]!.struct.getNumber("current");
+    let context = contexts.get(current);
     if (context === undefined) {
       context = this.kernel.unwindContextOf(vcpu, this.parts.unwinding);
-      this.contexts.set(current, context);
+      contexts.set(current, context);
     }
     return context;
   }
@@ -83,18 +86,32 @@ export class Subject implements Sites {
     return this.parts.unwinding.orc.find(at)?.type === "UNDEFINED";
   }
 
-  /** Interrupts what is between two instructions on `vcpu`, which then waits; undefined if it may not be preempted. */
+  /** Interrupts what is between two instructions on `vcpu`, which switches to another; undefined if it may not be preempted. */
   preempt(vcpu: Vcpu): Task | undefined {
     const { kernel } = this;
     const task = kernel.current(vcpu);
-    if (task === undefined || task === this.idle || (vcpu.rflags & FLAG.IF) === 0n) return undefined;
-    if (kernel.cpus[0]!.struct.getNumber("preempt_count") !== 0) return undefined;
-    kernel.setNext(vcpu, this.idle);
+    const { idle, struct } = kernel.cpus[vcpu.index]!;
+    if (task === undefined || task === idle || (vcpu.rflags & FLAG.IF) === 0n) return undefined;
+    if (struct.getNumber("preempt_count") !== 0 || this.isHeldUp(vcpu)) return undefined;
+    kernel.setNext(vcpu, idle);
     vcpu.interrupt(VECTORS.TIMER_VECTOR);
-    const exit = vcpu.run({ budget: SWITCH_LIMIT });
-    if (exit.kind !== "halt" || kernel.current(vcpu) !== this.idle)
-      return this.astray("the switch to idle", exit);
-    return task;
+    for (let run = 0; run < SWITCH_LIMIT; run += SWITCH_STEP) {
+      const exit = kernel.run(vcpu, { budget: SWITCH_STEP });
+      if (!task.onCpu) return task;
+      if (exit.kind !== "budget") return this.astray("the switch to idle", exit);
+    }
+    return this.astray("the switch to idle", { kind: "budget", ip: vcpu.rip });
+  }
+
+  /** Whether another CPU, which stands still meanwhile, holds what an interrupt or a switch has to wait for. */
+  private isHeldUp({ index }: Vcpu): boolean {
+    const { kernel, machine } = this;
+    if (machine.vcpus.length === 1) return false;
+    return (
+      machine.memory.readInt(this.timerLock) !== 0 ||
+      kernel.cpus.some(({ struct }, n) => n !== index && struct.getNumber("rq_lock") !== 0) ||
+      kernel.tasks.some(({ struct }) => struct.getNumber("lock") !== 0)
+    );
   }
 
   /** Into the handler of an NMI; false if one is being handled already. */
@@ -130,10 +147,7 @@ export class Subject implements Sites {
   switchedOut(): Task[] {
     const { kernel } = this;
     return kernel.tasks.filter(
-      (task) =>
-        task !== kernel.current(this.machine.vcpus[0]!) &&
-        task !== this.idle &&
-        kernel.startOf(task) !== undefined,
+      (task) => task !== kernel.current(this.machine.vcpus[0]!) && kernel.startOf(task) !== undefined,
     );
   }
 
@@ -145,11 +159,12 @@ export class Subject implements Sites {
 
   /** Makes the next schedule() go idle. */
   idleNext(vcpu: Vcpu): void {
-    this.kernel.setNext(vcpu, this.idle);
+    this.kernel.setNext(vcpu, this.kernel.cpus[vcpu.index]!.idle);
   }
 
   /** A workload that went where none should. */
-  astray(what: string, exit: Exit): never {
+  astray(what: string, exit: Exit | Panic): never {
+    if (exit.kind === "panic") return refuse("audit-astray", { what, where: exit.text });
     const where = describeExit(exit, (ip) => this.parts.unwinding.code.describe(ip));
     return refuse("audit-astray", { what, where });
   }

@@ -1,11 +1,13 @@
 // What code is at an address: loaded images, and code made at run time, such as trampolines.
 //
 // Whoever makes code registers it and whoever removes it unregisters it; the unwinder reads. So
-// the unwinder needs to know nothing of ftrace. Refuses code where other code is already.
+// the unwinder needs to know nothing of ftrace. Refuses code where other code is already. Follows a machine's
+// snapshots if it is kept with them.
 
 import type { Addr } from "../base/addr.ts";
 import { hex, offset } from "../base/addr.ts";
 import { bug, refuse } from "../base/refuse.ts";
+import { Keeper, Kept } from "../machine/kept.ts";
 import type { Image } from "./image.ts";
 import { VMLINUX } from "./image.ts";
 import type { SymbolAt } from "./symbolTable.ts";
@@ -36,17 +38,26 @@ interface Stretch {
   readonly of: Image | CodeRange;
 }
 
-export class CodeMap {
-  readonly #images: Image[] = [];
+interface Known {
+  readonly images: readonly Image[];
   /** By address. */
-  readonly #ranges: CodeRange[] = [];
+  readonly ranges: readonly CodeRange[];
+}
+
+export class CodeMap {
+  readonly #known: Kept<Known>;
   /** All that is known, by address; walkers ask for every frame. */
   #stretches: readonly Stretch[] = [];
   #version = 0;
 
+  /** `keeper` is of the machine that has the code; a map without one follows no snapshots. */
+  constructor(keeper = new Keeper()) {
+    this.#known = new Kept<Known>(keeper, { images: [], ranges: [] }, () => this.#arrange());
+  }
+
   /** In the order in which they were added: the kernel first, then modules. */
   get images(): readonly Image[] {
-    return this.#images;
+    return this.#known.value.images;
   }
 
   /** Another number whenever something was added or removed. */
@@ -56,7 +67,7 @@ export class CodeMap {
 
   /** By address. */
   get ranges(): readonly CodeRange[] {
-    return this.#ranges;
+    return this.#known.value.ranges;
   }
 
   /** Makes the code of `image` known. Refuses an image whose text overlaps what is known. */
@@ -64,31 +75,25 @@ export class CodeMap {
     for (const { address, size, execute } of image.segments) {
       if (execute) this.#refuseOverlap(image.name, address, size);
     }
-    this.#images.push(image);
-    this.#arrange();
+    this.#known.value = { ...this.#known.value, images: [...this.images, image] };
   }
 
   removeImage(image: Image): void {
-    const index = this.#images.indexOf(image);
-    if (index < 0) bug(`image ${image.name} is not in the code map`);
-    this.#images.splice(index, 1);
-    this.#arrange();
+    if (!this.images.includes(image)) bug(`image ${image.name} is not in the code map`);
+    this.#known.value = { ...this.#known.value, images: this.images.filter((other) => other !== image) };
   }
 
   /** Makes code known that was made at run time. Refuses a range that overlaps what is known. */
   addRange(range: CodeRange): void {
     if (range.size < 1) bug(`code range ${range.name} is empty`);
     this.#refuseOverlap(range.name, range.address, range.size);
-    const next = this.#ranges.findIndex(({ address }) => address > range.address);
-    this.#ranges.splice(next < 0 ? this.#ranges.length : next, 0, range);
-    this.#arrange();
+    const ranges = [...this.ranges, range].sort((a, b) => a.address - b.address);
+    this.#known.value = { ...this.#known.value, ranges };
   }
 
   removeRange(range: CodeRange): void {
-    const index = this.#ranges.indexOf(range);
-    if (index < 0) bug(`code range ${range.name} is not in the code map`);
-    this.#ranges.splice(index, 1);
-    this.#arrange();
+    if (!this.ranges.includes(range)) bug(`code range ${range.name} is not in the code map`);
+    this.#known.value = { ...this.#known.value, ranges: this.ranges.filter((other) => other !== range) };
   }
 
   /** The image whose text holds `address`. */
@@ -105,7 +110,7 @@ export class CodeMap {
 
   /** The symbol of a loaded image that holds `address`, in text or data. */
   symbolAt(address: Addr): SymbolAt | undefined {
-    for (const image of this.#images) {
+    for (const image of this.images) {
       const found = image.symbolAt(address);
       if (found !== undefined) return found;
     }
@@ -114,7 +119,7 @@ export class CodeMap {
 
   /** The start of that function. Refuses names that no image, or more than one place in one, has. */
   find(name: string): Addr | undefined {
-    for (const image of this.#images) {
+    for (const image of this.images) {
       const found = image.find(name);
       if (found !== undefined) return found.address;
     }
@@ -131,15 +136,25 @@ export class CodeMap {
    * module's, the bare address where nothing is known.
    */
   describe(address: Addr): string {
+    return this.#describe(address, 0) ?? hex(address);
+  }
+
+  /** The same for where a call returns to, which may lie behind its function's last instruction: the kernel's %pB. */
+  describeReturn(address: Addr): string {
+    return this.#describe(offset(address, -1), 1) ?? this.describe(address);
+  }
+
+  /** The place `beyond` bytes behind `address`, as of the code at `address`. */
+  #describe(address: Addr, beyond: number): string | undefined {
     const made = this.rangeAt(address);
-    if (made !== undefined) return placeIn(made.range.name, made.offset, made.range.size);
-    for (const image of this.#images) {
+    if (made !== undefined) return placeIn(made.range.name, made.offset + beyond, made.range.size);
+    for (const image of this.images) {
       const found = image.symbolAt(address);
       if (found === undefined) continue;
-      const text = placeIn(found.symbol.name, found.offset, found.symbol.size);
+      const text = placeIn(found.symbol.name, found.offset + beyond, found.symbol.size);
       return image.name === VMLINUX ? text : `${text} [${image.name}]`;
     }
-    return hex(address);
+    return undefined;
   }
 
   #stretchAt(address: Addr): Stretch | undefined {
@@ -163,17 +178,17 @@ export class CodeMap {
       of,
     });
     this.#stretches = [
-      ...this.#images.flatMap((image) =>
+      ...this.images.flatMap((image) =>
         image.segments.filter(({ execute }) => execute).map((segment) => stretch(image, segment)),
       ),
-      ...this.#ranges.map((range) => stretch(range, range)),
+      ...this.ranges.map((range) => stretch(range, range)),
     ].sort((a, b) => a.start - b.start);
   }
 
   #refuseOverlap(name: string, address: Addr, size: number): void {
     const known = [
-      ...this.#ranges,
-      ...this.#images.flatMap((image) =>
+      ...this.ranges,
+      ...this.images.flatMap((image) =>
         image.segments.filter(({ execute }) => execute).map((text) => ({ ...text, name: image.name })),
       ),
     ];

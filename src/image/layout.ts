@@ -9,6 +9,9 @@ export const KERNEL_TEXT = addr(0xffffffff81000000n);
 /** Start of module space: within 2 GiB of the kernel, so that 32-bit displacements reach it. */
 export const MODULE_TEXT = addr(0xffffffffa0000000n);
 
+/** Start of a user program, as `ld` places one that is not position-independent. */
+export const USER_TEXT = addr(0x400000n);
+
 /** Start of the direct map of physical memory. */
 export const DIRECT_MAP = addr(0xffff888000000000n);
 

@@ -4,10 +4,10 @@ import { PAGE_SIZE } from "../base/addr.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Image } from "./image.ts";
 
-/** Maps and fills every segment of `image`. Refuses addresses that are mapped already. */
-export function load(memory: Memory, image: Image): void {
+/** Maps and fills every segment of `image`, for user mode too if `user`. Refuses addresses that are mapped already. */
+export function load(memory: Memory, image: Image, user = false): void {
   for (const { address, size, bytes, write, execute } of image.segments) {
-    memory.map(address, size, { write, execute, user: false });
+    memory.map(address, size, { write, execute, user });
     memory.write(address, bytes);
     if (!execute) continue;
     // Nothing lies between the text's end and its page's: a jump there traps.

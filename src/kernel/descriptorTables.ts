@@ -8,14 +8,13 @@ import { type Addr, offset, toWord } from "../base/addr.ts";
 import type { Heap } from "../machine/heap.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
-import { SELECTOR } from "./layout.ts";
+import { CONSTANTS, SELECTOR } from "./layout.ts";
 
 const GDT_BYTES = 0x50;
 const IDT_BYTES = 256 * 16;
 const TSS_BYTES = 0x68;
 /** Of the first interrupt stack in a TSS; they are numbered from 1. */
 const TSS_IST1 = 0x24;
-const TSS_RSP0 = 4;
 /** Descriptors: flat code and data of both levels, accessed already; present, 64-bit. */
 const DESCRIPTORS: readonly (readonly [number, bigint])[] = [
   [SELECTOR.KERNEL_CS, 0x00af_9b00_0000_ffffn],
@@ -57,8 +56,8 @@ export interface EntryStacks {
   readonly ist: readonly Addr[];
 }
 
-/** Gives `vcpu` a GDT and a TSS of its own, and `idt`. */
-export function loadTables(memory: Memory, heap: Heap, vcpu: Vcpu, idt: Addr, stacks: EntryStacks): void {
+/** Gives `vcpu` a GDT and a TSS of its own, and `idt`; answers where the TSS is. */
+export function loadTables(memory: Memory, heap: Heap, vcpu: Vcpu, idt: Addr, stacks: EntryStacks): Addr {
   const gdt = heap.allocate(GDT_BYTES, 64);
   const tss = heap.allocate(TSS_BYTES, 64);
   for (const [selector, word] of DESCRIPTORS) memory.writeWord(offset(gdt, selector & ~7), word);
@@ -67,7 +66,7 @@ export function loadTables(memory: Memory, heap: Heap, vcpu: Vcpu, idt: Addr, st
   const low = limit | ((base & 0xffffffn) << 16n) | (BUSY_TSS << 40n) | (((base >> 24n) & 0xffn) << 56n);
   memory.writeWord(offset(gdt, SELECTOR.TSS), low);
   memory.writeWord(offset(gdt, SELECTOR.TSS + 8), base >> 32n);
-  memory.writeWord(offset(tss, TSS_RSP0), toWord(stacks.rsp0));
+  memory.writeWord(offset(tss, CONSTANTS.TSS_RSP0), toWord(stacks.rsp0));
   stacks.ist.forEach((top, n) => {
     memory.writeWord(offset(tss, TSS_IST1 + 8 * n), toWord(top));
   });
@@ -79,4 +78,5 @@ export function loadTables(memory: Memory, heap: Heap, vcpu: Vcpu, idt: Addr, st
   system.setWord("tr", BigInt(SELECTOR.TSS));
   system.setWord("tssBase", base);
   system.setWord("tssLimit", limit);
+  return tss;
 }

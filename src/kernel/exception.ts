@@ -30,7 +30,10 @@ export const GATES = [
   gate(VECTOR["#SS"], "asm_exc_stack_segment"),
   gate(VECTOR["#GP"], "asm_exc_general_protection"),
   gate(VECTOR["#PF"], "asm_exc_page_fault"),
+  gate(VECTORS.DEVICE_VECTOR, "asm_common_interrupt"),
   gate(VECTORS.TIMER_VECTOR, "asm_sysvec_apic_timer_interrupt"),
+  gate(VECTORS.CALL_FUNCTION_VECTOR, "asm_sysvec_call_function"),
+  gate(VECTORS.RESCHEDULE_VECTOR, "asm_sysvec_reschedule_ipi"),
 ] as const;
 
 export interface TakenException {

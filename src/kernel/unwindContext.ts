@@ -5,8 +5,8 @@ import type { CodeMap } from "../image/codeMap.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
 import type { OrcLookup, StackInfo, Start, UnwindContext } from "../unwind/walk.ts";
-import type { Task } from "./kernel.ts";
 import { RET_STACK } from "./layout.ts";
+import type { Task } from "./task.ts";
 
 export interface UnwindingParts {
   readonly memory: Memory;

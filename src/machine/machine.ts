@@ -12,6 +12,7 @@ import { CallRecord } from "./callRecord.ts";
 import { FetchLogs } from "./fetchLog.ts";
 import { Host, type HostAddress } from "./host.ts";
 import { Interpreter } from "./interpreter.ts";
+import { Keeper } from "./kept.ts";
 import { Memory } from "./memory.ts";
 import { Regions } from "./regions.ts";
 import { Slots } from "./slots.ts";
@@ -58,6 +59,8 @@ export class Machine {
   readonly memory: Memory;
   readonly vcpus: readonly Vcpu[];
   readonly calls = new CallRecord();
+  /** Of what is kept beside it and goes with its snapshots. */
+  readonly keeper = new Keeper();
   // For the vCPUs.
   readonly host = new Host();
   trunk: Trunk;
@@ -219,7 +222,14 @@ export class Machine {
   }
 
   private get followed(): Snapshots {
-    this.snapshots ??= new Snapshots(this.host, this.memory, this.vcpus, this.calls, this.fetchLogs);
+    this.snapshots ??= new Snapshots(
+      this.host,
+      this.memory,
+      this.vcpus,
+      this.calls,
+      this.fetchLogs,
+      this.keeper,
+    );
     return this.snapshots;
   }
 }

@@ -193,14 +193,16 @@ export class Memory {
 
   /** The word at `at`, a multiple of eight, as a signed number: NaN if it is no canonical address, undefined if unmapped. */
   readNumber(at: Addr): number | undefined {
-    const page = pageOf(at);
-    if (page !== this.lastRead || this.lastFrame === undefined) {
-      this.lastRead = page;
-      this.lastFrame = this.pages.get(page)?.frame;
-      if (this.lastFrame === undefined) return undefined;
-    }
-    const value = this.host.getNumber(this.lastFrame.at + (at - page));
+    const host = this.hostOf(at);
+    if (host === undefined) return undefined;
+    const value = this.host.getNumber(host);
     return value >= -(2 ** 47) && value < 2 ** 47 ? value : Number.NaN;
+  }
+
+  /** The 32 bits at `at`, a multiple of four, signed; undefined if unmapped. */
+  readInt(at: Addr): number | undefined {
+    const host = this.hostOf(at);
+    return host === undefined ? undefined : this.host.i32[host >> 2]!;
   }
 
   writeWord(at: Addr, value: bigint): void {
@@ -215,6 +217,17 @@ export class Memory {
     if (frame.code) return;
     frame.code = true;
     for (const page of frame.pages) this.listener.revoked(page);
+  }
+
+  /** Where the byte at `at` is; what is asked for again and again lies in few pages. */
+  private hostOf(at: Addr): HostAddress | undefined {
+    const page = pageOf(at);
+    if (page !== this.lastRead || this.lastFrame === undefined) {
+      this.lastRead = page;
+      this.lastFrame = this.pages.get(page)?.frame;
+      if (this.lastFrame === undefined) return undefined;
+    }
+    return (this.lastFrame.at + (at - page)) as HostAddress;
   }
 
   private pageAt(at: Addr): Page {

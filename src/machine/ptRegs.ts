@@ -26,3 +26,9 @@ export const PT_REGS = layout("pt_regs", {
   sp: 8,
   ss: 8,
 });
+
+/**
+ * How far below the end of an NMI's stack the frame ends that its entry code has copied from the end, where the next NMI
+ * would overwrite it (asm/entry.S).
+ */
+export const NMI_COPY = 64;

@@ -4,7 +4,7 @@
 // Any number of them, restored in any order; they form a tree. The present state is one of them, `current`,
 // plus what the tracker has seen change since. Only that is looked at when a snapshot is made, and when one is
 // restored, only that and what the snapshots on the way differ by. Not part of a snapshot: decoded and compiled
-// code, which follows memory, and what TypeScript keeps elsewhere.
+// code, which follows memory, and what TypeScript keeps elsewhere but for what it gave into keeping (kept.ts).
 
 import type { Addr } from "../base/addr.ts";
 import { refuse } from "../base/refuse.ts";
@@ -17,6 +17,7 @@ import { Deltas, EMPTY_DELTA } from "./delta.ts";
 import type { FetchLogs } from "./fetchLog.ts";
 import type { Host, HostAddress } from "./host.ts";
 import { type Change, Restorable } from "./journal.ts";
+import type { Keeper, Kept } from "./kept.ts";
 import { LINE_SIZE, makeLineKernels } from "./lineKernels.ts";
 import { LineStore } from "./lineStore.ts";
 import type { Frame, Memory, MemoryTracker, Page } from "./memory.ts";
@@ -72,6 +73,8 @@ export class Snapshots implements MemoryTracker {
   private readonly pages: Restorable<Addr, Page>;
   private readonly chains: Restorable<number, Chain>;
   private readonly histories: Restorable<number, History>;
+  /** And what others keep beside the machine. */
+  private readonly kept: Restorable<Kept<object>, object>;
   /** The frames whose pages have changed since the current snapshot. */
   private readonly displaced = new Set<Frame>();
   private current = new SnapshotNode(undefined, NO_DIFFERENCE, false);
@@ -84,6 +87,7 @@ export class Snapshots implements MemoryTracker {
     vcpus: readonly Vcpu[],
     calls: CallRecord,
     logs: FetchLogs | undefined,
+    keeper: Keeper,
   ) {
     this.host = host;
     this.memory = memory;
@@ -100,6 +104,13 @@ export class Snapshots implements MemoryTracker {
       (key) => logs?.get(key),
       (key, to) => logs?.set(key, to),
     );
+    this.kept = new Restorable(
+      (kept) => kept.value,
+      (kept, to) => {
+        if (to !== undefined) kept.value = to;
+      },
+    );
+    keeper.journal = this.kept.journal;
     const kernels = makeLineKernels(host);
     this.park();
     const states = vcpus.map(({ cpu }) => cpu);
@@ -137,9 +148,9 @@ export class Snapshots implements MemoryTracker {
     this.look();
     const pages = this.changedPages();
     const hash = this.current.hash === undefined ? undefined : this.currentHash(this.current.hash, pages);
-    const [chains, histories] = [this.chains.changes(), this.histories.changes()];
+    const [chains, histories, kept] = [this.chains.changes(), this.histories.changes(), this.kept.changes()];
     const before = this.current;
-    this.current = new SnapshotNode(before, { delta: this.gather(), pages, chains, histories }, true);
+    this.current = new SnapshotNode(before, { delta: this.gather(), pages, chains, histories, kept }, true);
     this.current.hash = hash;
     this.tracker.commit();
     this.settle();
@@ -231,26 +242,30 @@ export class Snapshots implements MemoryTracker {
 
   /** Brings about what TypeScript keeps of `node`, and its memory as far as it can be written before the undo. */
   private go(node: SnapshotNode): void {
-    const { pages, chains, histories, deltas } = this;
+    const { pages, chains, histories, kept, deltas } = this;
     pages.revert(this.changedPages());
     chains.revert(chains.changes());
     histories.revert(histories.changes());
+    kept.revert(kept.changes());
     const { up, down } = pathBetween(this.current, node);
     for (const passed of up) {
       deltas.forEach(passed.delta, (at, before) => this.write(at, before));
       pages.revert(passed.pages);
       chains.revert(passed.chains);
       histories.revert(passed.histories);
+      kept.revert(passed.kept);
     }
     for (const passed of down) {
       deltas.forEach(passed.delta, (at, _, after) => this.write(at, after));
       pages.repeat(passed.pages);
       chains.repeat(passed.chains);
       histories.repeat(passed.histories);
+      kept.repeat(passed.kept);
     }
     pages.apply();
     chains.apply();
     histories.apply();
+    kept.apply();
   }
 
   private write(line: HostAddress, content: number): void {
@@ -269,6 +284,7 @@ export class Snapshots implements MemoryTracker {
   private settle(): void {
     this.chains.journal.clear();
     this.histories.journal.clear();
+    this.kept.journal.clear();
     if (this.pages.journal.isEmpty) return;
     this.changedPages();
     for (const frame of this.displaced) if (frame.tracked >= 0) this.tracker.setPlace(frame, placeOf(frame));

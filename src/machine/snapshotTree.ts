@@ -8,6 +8,7 @@ import type { History } from "./byteHistory.ts";
 import type { Chain } from "./callChain.ts";
 import { type Delta, type Deltas, EMPTY_DELTA } from "./delta.ts";
 import { type Change, composeChanges, NONE } from "./journal.ts";
+import type { Kept } from "./kept.ts";
 import type { Page } from "./memory.ts";
 
 /** From a snapshot's parent to itself. */
@@ -16,6 +17,7 @@ export interface Difference {
   pages: readonly Change<Addr, Page>[];
   chains: readonly Change<number, Chain>[];
   histories: readonly Change<number, History>[];
+  kept: readonly Change<Kept<object>, object>[];
 }
 
 export class SnapshotNode implements Difference {
@@ -24,6 +26,7 @@ export class SnapshotNode implements Difference {
   pages: readonly Change<Addr, Page>[];
   chains: readonly Change<number, Chain>[];
   histories: readonly Change<number, History>[];
+  kept: readonly Change<Kept<object>, object>[];
   /** Of the state, if it was ever asked for. */
   hash: bigint | undefined;
   /** Somebody may restore it. */
@@ -37,13 +40,14 @@ export class SnapshotNode implements Difference {
 
   constructor(
     parent: SnapshotNode | undefined,
-    { delta, pages, chains, histories }: Difference,
+    { delta, pages, chains, histories, kept }: Difference,
     inUse: boolean,
   ) {
     this.delta = delta;
     this.pages = pages;
     this.chains = chains;
     this.histories = histories;
+    this.kept = kept;
     this.inUse = inUse;
     this.depth = parent === undefined ? 0 : parent.depth + 1;
     this.parent = parent;
@@ -81,7 +85,13 @@ export class SnapshotNode implements Difference {
   }
 }
 
-export const NO_DIFFERENCE: Difference = { delta: EMPTY_DELTA, pages: NONE, chains: NONE, histories: NONE };
+export const NO_DIFFERENCE: Difference = {
+  delta: EMPTY_DELTA,
+  pages: NONE,
+  chains: NONE,
+  histories: NONE,
+  kept: NONE,
+};
 
 /** The way from one node to another: up to the ancestor that they share, then down. */
 export interface Path {
@@ -135,5 +145,6 @@ function join(node: SnapshotNode, child: SnapshotNode, deltas: Deltas): void {
   child.pages = composeChanges(node.pages, child.pages);
   child.chains = composeChanges(node.chains, child.chains);
   child.histories = composeChanges(node.histories, child.histories);
+  child.kept = composeChanges(node.kept, child.kept);
   parent.adopt(child);
 }

@@ -1,4 +1,4 @@
-// Guest structures: one description gives the assembler its constants and TypeScript its view.
+// Guest structures: one description gives the assembler its constants, C its declaration and TypeScript its view.
 //
 // Fields are laid out by hand, as the field's own structures are: offset and size in bytes.
 
@@ -6,10 +6,16 @@ import type { Addr } from "../base/addr.ts";
 import { bug } from "../base/refuse.ts";
 import type { Memory } from "./memory.ts";
 
+/** In bytes; a C type for a pointer; a text of 16 characters at most. */
+export type FieldType = 1 | 2 | 4 | 8 | "text" | `${string}*`;
+
 export interface Field {
   readonly offset: number;
-  readonly size: 1 | 2 | 4 | 8;
+  readonly size: number;
+  readonly type: FieldType;
 }
+
+const TEXT_SIZE = 16;
 
 export interface Layout<F extends string> {
   /** As C spells it: `pt_regs`. */
@@ -19,13 +25,15 @@ export interface Layout<F extends string> {
   readonly fields: Readonly<Record<F, Field>>;
 }
 
-/** Lays out fields one after another, each aligned to its size; the whole to eight bytes. */
-export function layout<F extends string>(name: string, sizes: Readonly<Record<F, Field["size"]>>): Layout<F> {
+/** Lays out fields one after another, each aligned to its size, texts to a byte; the whole to eight bytes. */
+export function layout<F extends string>(name: string, types: Readonly<Record<F, FieldType>>): Layout<F> {
   let end = 0;
   const fields = {} as Record<F, Field>;
-  for (const [field, size] of Object.entries<Field["size"]>(sizes)) {
-    const offset = Math.ceil(end / size) * size;
-    fields[field as F] = { offset, size };
+  for (const [field, type] of Object.entries<FieldType>(types)) {
+    const size = type === "text" ? TEXT_SIZE : typeof type === "number" ? type : 8;
+    const align = type === "text" ? 1 : size;
+    const offset = Math.ceil(end / align) * align;
+    fields[field as F] = { offset, size, type };
     end = offset + size;
   }
   return { name, size: Math.ceil(end / 8) * 8, fields };
@@ -38,6 +46,23 @@ export function assemblerConstants({ name, size, fields }: Layout<string>): stri
     ([field, { offset }]) => `.set ${prefix}_${field.toUpperCase()}, 0x${offset.toString(16)}\n`,
   );
   return `${lines.join("")}.set ${prefix}_SIZE, 0x${size.toString(16)}\n`;
+}
+
+const C_TYPES = { 1: "u8", 2: "u16", 4: "int", 8: "u64" } as const;
+
+/** The same for a C compiler, which is held to the offsets; the last fields are padding where there is any. */
+export function cDeclaration({ name, size, fields }: Layout<string>): string {
+  const members = Object.entries<Field>(fields).map(([field, { type }]) =>
+    type === "text"
+      ? `\tchar ${field}[${TEXT_SIZE}];\n`
+      : `\t${typeof type === "number" ? `${C_TYPES[type]} ` : type}${field};\n`,
+  );
+  const checks = Object.entries<Field>(fields).map(
+    ([field, { offset }]) =>
+      `_Static_assert(__builtin_offsetof(struct ${name}, ${field}) == ${offset}, "");\n`,
+  );
+  const whole = `_Static_assert(sizeof(struct ${name}) == ${size}, "");\n`;
+  return `struct ${name} {\n${members.join("")}} __attribute__((aligned(8)));\n${checks.join("")}${whole}`;
 }
 
 /** A structure in guest memory. Nothing is kept here: every get reads, every set writes. */
@@ -66,7 +91,9 @@ export class StructView<F extends string> {
   getNumber(field: F): number {
     const { offset, size } = this.field(field);
     const at = (this.at + offset) as Addr;
-    const address = size === 8 && at % 8 === 0 ? this.memory.readNumber(at) : undefined;
+    const aligned = at % size === 0;
+    if (size === 4 && aligned) return this.memory.readInt(at) ?? Number(this.get(field)); // which refuses
+    const address = size === 8 && aligned ? this.memory.readNumber(at) : undefined;
     if (address !== undefined && !Number.isNaN(address)) return address;
     return Number(BigInt.asIntN(8 * size, this.get(field)));
   }
@@ -79,6 +106,22 @@ export class StructView<F extends string> {
       SCRATCH.setInt32(4, Math.floor(value / 2 ** 32) | 0, true);
     }
     this.memory.write((this.at + offset) as Addr, SCRATCH_BYTES.subarray(0, size));
+  }
+
+  /** A text field, up to its first zero byte. */
+  getText(field: F): string {
+    const { offset, size } = this.field(field);
+    const bytes = this.memory.read((this.at + offset) as Addr, size);
+    const end = bytes.indexOf(0);
+    return String.fromCharCode(...bytes.subarray(0, end < 0 ? size : end));
+  }
+
+  /** Cut to what fits, with a zero byte behind it. */
+  setText(field: F, text: string): void {
+    const { offset, size } = this.field(field);
+    const bytes = new Uint8Array(size);
+    bytes.set(new TextEncoder().encode(text).subarray(0, size - 1));
+    this.memory.write((this.at + offset) as Addr, bytes);
   }
 
   private field(field: F): Field {

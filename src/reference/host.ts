@@ -6,12 +6,13 @@
 // Refuses memory in the kernel's half, and what the child cannot map.
 
 import { readFileSync } from "node:fs";
-import { addr, hex } from "../base/addr.ts";
+import { addr, hex, isCanonical, PAGE_SIZE } from "../base/addr.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import { type Fault, PAGE_FAULT } from "../machine/exit.ts";
 import { VECTOR } from "../machine/system/exception.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
 import { Mnemonic, mnemonicName } from "../x86/decode.ts";
+import { GPR } from "../x86/register.ts";
 import { missingHostFeature } from "./hostFeature.ts";
 import { ANSWER, ANSWER_WORDS, type Bases, frameOf, HostProcess, stateOfAnswer } from "./hostProcess.ts";
 import { isAmdHost } from "./makers.ts";
@@ -32,6 +33,8 @@ const SINGLE_STEP = VECTOR["#DB"];
 /** IF and the bit that is always set. */
 const FIXED_FLAGS = 0x202n;
 const OWN_THERE = "(an address at which the host has something of its own)";
+const NO_RETURN = "(a stack pointer that is not canonical, which this host does not return to)";
+const NOP = 0x90;
 /** The trap flag would be in what it pushes. */
 const PUSHES_FLAGS: ReadonlySet<Mnemonic> = new Set([Mnemonic.Pushf, Mnemonic.Pushfq]);
 
@@ -42,7 +45,29 @@ export async function openHost(): Promise<HostReference | Missing> {
   const nothing = await HostProcess.start({ runs: [], size: 0 }, { fs: 0n, gs: 0n });
   if (!(nothing instanceof HostProcess)) return { missing: nothing.why };
   nothing.close();
-  return new HostReference();
+  return new HostReference(await goesOnWithAnyStack());
+}
+
+/** Where a program of one instruction is put, to see what becomes of it. */
+const PROBE = addr(0x1000_0000);
+
+/** Whether user code that the kernel has interrupted goes on with a stack pointer that is not canonical. Not everywhere. */
+async function goesOnWithAnyStack(): Promise<boolean> {
+  const access = { write: true, execute: true, user: true };
+  const runs = [{ at: PROBE, offset: 0, size: PAGE_SIZE, access }];
+  const process = await HostProcess.start({ runs, size: PAGE_SIZE }, { fs: 0n, gs: 0n });
+  if (!(process instanceof HostProcess)) return true; // whoever has a program there hears of that
+  process.write(new Uint8Array(PAGE_SIZE).fill(NOP));
+  const state = new BigInt64Array(WORDS);
+  state[GPR.indexOf("rsp")] = BigInt.asIntN(64, 1n << 63n);
+  state[RIP] = BigInt(PROBE);
+  state[RFLAGS] = FIXED_FLAGS;
+  const frame = new BigInt64Array(WORDS);
+  frameOf(state, frame);
+  process.send(BigInt64Array.of(...frame, BigInt(PROBE), FIXED_FLAGS, 0n));
+  const answer = await process.receive(8 * ANSWER_WORDS);
+  process.close();
+  return answer !== undefined && stopOf(answer) === undefined;
 }
 
 export class HostReference implements Reference {
@@ -52,8 +77,16 @@ export class HostReference implements Reference {
   private bases: Bases = { fs: 0n, gs: 0n };
   /** What is mapped in the child besides the program. */
   private own: readonly { from: bigint; to: bigint }[] = [];
+  /** Whether it can be asked what comes of a stack pointer that is not canonical. */
+  readonly anyStack: boolean;
 
-  leaves({ instruction, invalid, privileged, features, makers }: Plan, user: boolean): string | undefined {
+  constructor(anyStack: boolean) {
+    this.anyStack = anyStack;
+  }
+
+  leaves({ instruction, invalid, privileged, features, makers }: Plan, vcpu: Vcpu): string | undefined {
+    const { user } = vcpu.system;
+    if (!this.anyStack && !isCanonical(vcpu.get("rsp"))) return NO_RETURN;
     if (invalid) return "(invalid encoding)"; // to us: who knows what it is to the processor
     if (instruction === undefined) return undefined;
     const name = mnemonicName(instruction);

@@ -163,9 +163,7 @@ class Lockstep {
         if (vcpu.careful) return { kind: "aside", name: INTERRUPT };
         const plan = plans.at(vcpu.rip);
         const name =
-          plan.aside ??
-          undefinedResult(plan, vcpu.getNumber("rcx")) ??
-          reference.leaves(plan, vcpu.system.user);
+          plan.aside ?? undefinedResult(plan, vcpu.getNumber("rcx")) ?? reference.leaves(plan, vcpu);
         if (name !== undefined) return { kind: "aside", name };
         // A trap, unlike a fault, cannot be had once more to be delivered.
         if (table !== 0n && plan.instruction?.mnemonic === Mnemonic.Int3)

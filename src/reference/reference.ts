@@ -17,10 +17,9 @@ export interface Reference {
   /** As a message names it: `Unicorn 2.0.1`. */
   readonly name: string;
   /**
-   * Why it is not asked about an instruction that may be executed elsewhere; undefined if it is. `user` says whether
-   * the code runs with a user's rights.
+   * Why it is not asked about an instruction that may be executed elsewhere, by `vcpu` as it is; undefined if it is asked.
    */
-  leaves(plan: Plan, user: boolean): string | undefined;
+  leaves(plan: Plan, vcpu: Vcpu): string | undefined;
   /** Makes its registers and memory those of the vCPU and its machine. Refuses what it cannot have. */
   load(image: MemoryImage, vcpu: Vcpu): Promise<void>;
   /** Executes what was executed here, until something is different. */

@@ -82,7 +82,10 @@ export class UnicornReference implements Reference {
     this.fresh = engine.saveContext();
   }
 
-  leaves({ instruction, invalid, privileged, features }: Plan, user: boolean): string | undefined {
+  leaves(
+    { instruction, invalid, privileged, features }: Plan,
+    { system: { user } }: Vcpu,
+  ): string | undefined {
     // It ends the whole process over some of them: cmp with a lock prefix, for one.
     if (invalid) return "(invalid encoding)";
     if (instruction === undefined) return undefined;

@@ -43,10 +43,18 @@ class FramePointerWalk {
       case "switched-out":
         return this.found("return", start.ip, start.slot) ?? this.follow(start.bp);
       case "unstarted":
-        return isBeginning(this.context, start.sp) ? this.trace.end() : this.trace.end("early-end", start.ip);
+        return this.unstarted(start);
       case "registers":
         return this.follow(start.regs + 1);
     }
+  }
+
+  /** What comes first of a task: the registers that it goes to user mode with, or its own beginning. */
+  private unstarted({ ip, sp }: Extract<Start, { from: "unstarted" }>): Walk {
+    if (isBeginning(this.context, sp)) return this.trace.end();
+    return isBeginning(this.context, (sp + PT_REGS.size) as Addr)
+      ? this.follow(sp + 1)
+      : this.trace.end("early-end", ip);
   }
 
   private follow(from: number): Walk {

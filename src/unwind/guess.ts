@@ -2,7 +2,7 @@
 
 import type { Addr } from "../base/addr.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
-import { type Start, Trace, type UnwindContext, type Unwinder, type Walk } from "./walk.ts";
+import { type StackInfo, type Start, Trace, type UnwindContext, type Unwinder, type Walk } from "./walk.ts";
 
 export const guessUnwinder: Unwinder = { name: "guess", walk };
 
@@ -23,10 +23,15 @@ function walk(context: UnwindContext, start: Start): Walk {
       const address = context.recover(word as Addr, at as Addr) ?? (word as Addr);
       if (!trace.push("return", address, at as Addr)) return trace.end();
     }
-    const link = LINKS[stack.kind];
-    at = (link && context.read((stack.high - link) as Addr)) ?? Number.NaN;
+    at = nextStack(context, stack) ?? Number.NaN;
   }
   return trace.end();
+}
+
+/** The pointer, into the stack that was left for `stack`, where `stack` ends; undefined for a task's. */
+export function nextStack(context: UnwindContext, { kind, high }: StackInfo): Addr | undefined {
+  const link = LINKS[kind];
+  return link && (context.read((high - link) as Addr) as Addr | undefined);
 }
 
 function firstWord(start: Start): Addr {

@@ -1,10 +1,11 @@
 // What saved registers on a stack are of: kernel code that was interrupted, or user mode, where the walk ends.
 //
 // A pt_regs ends in the frame that the hardware pushed: ip, cs, flags, sp, ss. It pushes that where rsp was, aligned
-// down, or at the beginning of a stack of its own. A frame anywhere else is none (SDM vol. 3, 6.14.2 and 6.14.5).
+// down, or at the beginning of a stack of its own, from where an NMI's entry code copies it (asm/entry.S). A frame anywhere
+// else is none (SDM vol. 3, 6.14.2 and 6.14.5).
 
 import type { Addr } from "../base/addr.ts";
-import { PT_REGS } from "../machine/ptRegs.ts";
+import { NMI_COPY, PT_REGS } from "../machine/ptRegs.ts";
 import type { Doubt, StackInfo, UnwindContext } from "./walk.ts";
 
 /** Where the hardware's frame begins in a pt_regs, and how large it is. */
@@ -24,14 +25,24 @@ export function interrupted(
   const saved = (field: "ip" | "cs" | "sp" | "ss") =>
     context.read((frame + PT_REGS.fields[field].offset - HARDWARE_FRAME) as Addr)!;
   const end = (frame + HARDWARE_FRAME_SIZE) as Addr;
+  const isFirst = isFirstOn(stack, end, saved("sp"));
   if (saved("cs") % 4 !== 0) {
     // A selector's low bits are its privilege level; user mode has the lower half of all addresses.
     const user = (["cs", "ss"] as const).every((segment) => saved(segment) % 4 === USER_LEVEL);
     const inLowerHalf = saved("ip") >= 0 && saved("sp") >= 0;
-    return user && inLowerHalf && isBeginning(context, end) ? "user" : "early-end";
+    return user && inLowerHalf && (isBeginning(context, end) || isFirst) ? "user" : "early-end";
   }
   const isThere = Math.floor(saved("sp") / ALIGNMENT) * ALIGNMENT === end;
-  return isThere || (stack.kind === "exception" && end === stack.high) ? "kernel" : "saved-sp";
+  return isThere || isFirst ? "kernel" : "saved-sp";
+}
+
+/**
+ * Whether what the hardware pushed, up to `end`, is the first on a stack that it has switched to: at the stack's beginning, or an
+ * NMI's copy. Above a copy nothing runs, so the code that was interrupted, with its rsp `sp`, was on another stack.
+ */
+function isFirstOn({ kind, low, high }: StackInfo, end: Addr, sp: number): boolean {
+  if (kind !== "exception") return false;
+  return end === high || (end === high - NMI_COPY && (sp < low || sp > high));
 }
 
 /** Whether a task's stack begins at `sp`: nothing is above it. */

@@ -2,11 +2,12 @@
 
 import { readdirSync, readFileSync } from "node:fs";
 import { beforeAll, describe, expect, test } from "vitest";
-import { hex } from "../../src/base/addr.ts";
+import { hex, offset } from "../../src/base/addr.ts";
 import { packagePath, readPackageFile } from "../../src/base/file.ts";
-import { guestOffsets, KERNEL_SOURCES } from "../../src/guest.ts";
+import { guestOffsets, KERNEL_OBJECTS, KERNEL_SOURCES } from "../../src/guest.ts";
+import { parseElf } from "../../src/image/elf.ts";
 import type { Image, Segment } from "../../src/image/image.ts";
-import { KERNEL_TEXT } from "../../src/image/layout.ts";
+import { KERNEL_TEXT, USER_TEXT } from "../../src/image/layout.ts";
 import { link } from "../../src/image/link.ts";
 import { readObject } from "../../src/lab.ts";
 import { decode, MAX_LENGTH, printInstruction } from "../../src/x86/decode.ts";
@@ -14,13 +15,16 @@ import type { ObjectFile } from "../../src/x86/object.ts";
 import { assembleGnu, NO_AS } from "./gnu.ts";
 
 let objects: ObjectFile[];
+/** Of the half in C, the same for both assemblers: the sources need its symbols. */
+let compiled: ObjectFile[];
 let image: Image;
 
 beforeAll(async () => {
   objects = await Promise.all(
     KERNEL_SOURCES.map((name) => readObject(`asm/${name}`, readPackageFile(`asm/${name}`))),
   );
-  image = link(objects, { text: KERNEL_TEXT });
+  compiled = KERNEL_OBJECTS.map((name) => parseElf(`kernel/${name}`, readPackageFile(`kernel/${name}`)));
+  image = link([...objects, ...compiled], { text: KERNEL_TEXT });
 });
 
 const sourceOf = (name: string) => readFileSync(packagePath(`asm/${name}`), "utf8");
@@ -62,7 +66,8 @@ describe("GNU as makes the same of them", () => {
   let theirs: Image;
 
   beforeAll(() => {
-    if (NO_AS === undefined) theirs = link(KERNEL_SOURCES.map(assembleGnu), { text: KERNEL_TEXT });
+    if (NO_AS === undefined)
+      theirs = link([...KERNEL_SOURCES.map(assembleGnu), ...compiled], { text: KERNEL_TEXT });
   });
 
   test("the same symbols at the same places", (ctx) => {
@@ -87,9 +92,39 @@ describe("GNU as makes the same of them", () => {
   });
 });
 
+test("and of the program of user tasks", async (ctx) => {
+  if (NO_AS !== undefined) ctx.skip(NO_AS);
+  const path = "user/patients.S";
+  const linked = (object: ObjectFile) => link([object], { text: USER_TEXT });
+  const own = linked(await readObject(`asm/${path}`, readPackageFile(`asm/${path}`)));
+  const theirs = linked(assembleGnu(path));
+  expect(own.symbols).toEqual(theirs.symbols);
+  for (const { name, address, size, bytes } of theirs.segments) {
+    if (size === 0) continue; // theirs has an empty .data
+    const segment = own.segments.find((candidate) => candidate.name === name)!;
+    expect([segment.address, segment.size]).toEqual([address, size]);
+    if (name !== "text") expect(segment.bytes).toEqual(bytes);
+    else expect(instructionsIn(segment)).toEqual(instructionsIn({ address, bytes }));
+  }
+});
+
+/** All of them, from the first; encodings may differ, lengths may not. */
+function instructionsIn({ address, bytes }: Pick<Segment, "address" | "bytes">): string[] {
+  const lines: string[] = [];
+  for (let from = 0; from < bytes.length; ) {
+    const at = offset(address, from);
+    const decoded = decode(bytes.subarray(from, from + MAX_LENGTH), at);
+    lines.push(`${hex(at)} ${printInstruction(bytes.subarray(from, from + MAX_LENGTH), at)}`);
+    from += decoded.kind === "instruction" ? decoded.instruction.length : 1;
+  }
+  return lines.filter((line) => !/ nop|xchg %ax, ?%ax|int3/.test(line)); // padding
+}
+
 describe("every function", () => {
   test("that is `traced` has a call site recorded at its start, and no other", () => {
-    const sites = image.mcountLocations.map((ip) => image.symbolAt(ip)!);
+    const sites = image.mcountLocations
+      .map((ip) => image.symbolAt(ip)!)
+      .filter(({ symbol }) => symbol.object.startsWith("asm/"));
     expect(sites.map(({ symbol }) => symbol.name).sort()).toEqual(declared("traced").sort());
     expect(sites.map((site) => site.offset)).toEqual(sites.map(() => 0));
   });

@@ -51,9 +51,9 @@ describe("what gcc made of the fixtures", () => {
   const sample = CALLS.filter((_, n) => n % EVERY === 0);
 
   test(`one in ${EVERY} of the recorded calls`, async () => {
-    const { machine, kernel, image, imageOf } = guest;
+    const { lab, machine, kernel, imageOf } = guest;
     const vcpu = machine.vcpus[0]!;
-    const end = image.symbol("lab_call_return").address;
+    const end = lab.image.symbol("lab_call_return").address;
     let agreed = 0;
     let returned = 0;
     for (const call of sample) {

@@ -143,7 +143,7 @@ const UNWINDER_DEFECTS: readonly Defect[] = [
   {
     name: "looks up a return address where it returns to, not one byte before",
     state: "off",
-    found: doubt("atRest", /^do_exit/),
+    found: doubt("atRest", /^(lab|do)_exit/),
     unwinder: walker(
       class extends OrcWalk {
         protected override lookupAddress(): Addr {
@@ -413,7 +413,7 @@ const UNWINDER_DEFECTS: readonly Defect[] = [
     name: "starts a sleeping task's walk at its caller's frame",
     state: "off",
     calls: /^nap/,
-    found: violation("sleeping", /^schedule/),
+    found: violation("sleeping", /^__schedule/),
     unwinder: () => ({
       name: "defective",
       walk: (context, start) => {
@@ -442,7 +442,7 @@ const TABLE_DEFECTS: readonly Defect[] = [
   {
     name: "every entry holds from one byte earlier",
     state: "off",
-    found: doubt("atRest", /^do_exit/),
+    found: doubt("atRest", /^(lab|do)_exit/),
     unwinder: table((find) => (at) => find((at + 1) as Addr)),
   },
   {
@@ -624,14 +624,14 @@ const CODE_DEFECTS: readonly Defect[] = [
     state: "off",
     unwinder: () => framePointerUnwinder,
     found: violation("preempted", /./),
-    edit: line("entry.S", "	lea 1(%rsp), %rbp", "	nop #"),
+    edit: line("entry.S", "	lea 1(%rsp), %rbp			# for frame-pointer walks", "	nop #"),
   },
   {
     name: "a function that sleeps has no frame for frame pointers",
     state: "off",
     calls: /^nap/,
     unwinder: () => framePointerUnwinder,
-    found: violation("sleeping", /^schedule/),
+    found: violation("sleeping", /^__schedule/),
     edit: (source, text) =>
       source === "shapes.S"
         ? text.replace(

@@ -4,6 +4,7 @@
 import type { Addr } from "../../src/base/addr.ts";
 import { STACK_SIZE } from "../../src/machine/callRecord.ts";
 import type { Machine } from "../../src/machine/machine.ts";
+import { NMI_COPY } from "../../src/machine/ptRegs.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { decode, MAX_LENGTH, Mnemonic } from "../../src/x86/decode.ts";
 
@@ -67,10 +68,11 @@ export class Prophecy {
 
   private backOver({ rsp, kind, to, after }: Moment, stacks: Map<number, readonly Return[]>): void {
     if (kind === "call" || kind === "delivery") {
-      // What it pushed was not there before: a return address, or ip, with or without an error code below.
+      // What it pushed was not there before: a return address, or ip, with or without an error code below, or copied.
       const pushed = stackOf(after);
       const [first, ...others] = stacks.get(pushed) ?? [];
-      const isIt = first?.slot === after || (kind === "delivery" && first?.slot === after + 8);
+      const places = kind === "delivery" ? [after, after + 8, after - NMI_COPY] : [after];
+      const isIt = first !== undefined && places.includes(first.slot);
       if (isIt) stacks.set(pushed, others);
     }
     if (kind !== "return") return;

@@ -1,12 +1,14 @@
 // Whom the engine is held against, and which of the differences are not its own.
 
+import { isCanonical } from "../../src/base/addr.ts";
+import { openHost as openHostReference } from "../../src/reference/host.ts";
 import { isAmdHost, makersDifference } from "../../src/reference/makers.ts";
 import type { Missing } from "../../src/reference/reference.ts";
 import { nativeSkipReason } from "../native/oracle.ts";
 import type { Batch } from "./batch.ts";
 import { type Aspects, faultOf } from "./bulkEngine.ts";
 import { HostOracle } from "./hostOracle.ts";
-import type { Oracle, Outcomes } from "./outcomes.ts";
+import { type Oracle, OUTCOME, type Outcomes, VECTORS } from "./outcomes.ts";
 import { StepOracle } from "./stepOracle.ts";
 import { UnicornOracle } from "./unicornOracle.ts";
 import { explainUnicorn } from "./unicornVerdict.ts";
@@ -25,7 +27,34 @@ export interface Reference {
 
 /** The host's processor. Needs what test/native/oracle.ts needs. */
 export async function openHost(): Promise<Reference> {
-  return { oracle: await HostOracle.open(), anywhere: false, strict: false, explain: explainHost };
+  const reference = await openHostReference();
+  const anyStack = "missing" in reference || reference.anyStack;
+  if (!("missing" in reference)) reference.close();
+  return {
+    oracle: await HostOracle.open(),
+    anywhere: false,
+    strict: false,
+    explain: (batch, outcomes, n, aspects) =>
+      (anyStack ? undefined : explainNoReturn(outcomes, n)) ?? explainHost(batch, outcomes, n, aspects),
+  };
+}
+
+const SIGILL = 4;
+/** Where rsp is in an outcome, in words. */
+const RSP = 2 * 15;
+
+/**
+ * Some hosts fault where the kernel returns to user code whose stack pointer is not canonical: after an interrupt, say, which
+ * is nobody's but chance's.
+ */
+function explainNoReturn({ words, starts }: Outcomes, n: number): string | undefined {
+  const at = starts[n]!;
+  const rsp = (BigInt(words[at + RSP + 1]!) << 32n) | BigInt(words[at + RSP]! >>> 0);
+  // #GP, or what Linux makes of an iret that fails: an illegal instruction, whatever trap came last.
+  const failed = words[at + OUTCOME.vector] === VECTORS["#GP"] || words[at + OUTCOME.signal] === SIGILL;
+  return failed && !isCanonical(rsp)
+    ? "the host does not return to a stack pointer that is not canonical"
+    : undefined;
 }
 
 /** This engine, stepped: for its regions. */

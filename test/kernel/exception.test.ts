@@ -60,8 +60,8 @@ describe.each(FAULTS)("%s", (name, message, behind) => {
     }
     expect(saved.getNumber("cs")).toBe(0x10);
     const chain = lab.machine.trueChain(vcpu.rsp);
-    expect(chain.map(({ kind }) => kind)).toEqual(["call", "interrupt", "call"]);
-    expect(chain[1]!.slot).toBe(offset(saved.at, PT_REGS.fields.ip.offset));
+    expect(chain.map(({ kind }) => kind)).toEqual(["call", "call", "interrupt", "call"]);
+    expect(chain[2]!.slot).toBe(offset(saved.at, PT_REGS.fields.ip.offset));
     // A handler that skips what cannot be done: the function returns as if nothing had been.
     saved.set("ip", BigInt(lab.symbol(name).address) + BigInt(lab.symbol(name).size) - 1n);
     if (/stack|page/.test(name))
@@ -91,6 +91,7 @@ test("an exception in an exception's handler is taken as well", () => {
   expect(taken.regs.at).toBeGreaterThan(nmiStack!.low);
   expect(taken.regs.at).toBeLessThan(nmiStack!.high);
   expect(lab.machine.trueChain(vcpu.rsp).map(({ kind }) => kind)).toEqual([
+    "call",
     "call",
     "interrupt",
     "call",

@@ -3,7 +3,7 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type Addr, offset, toWord } from "../../src/base/addr.ts";
 import type { Task } from "../../src/kernel/kernel.ts";
-import { INACTIVE_TASK_FRAME, VECTORS } from "../../src/kernel/layout.ts";
+import { INACTIVE_TASK_FRAME, THREAD_FLAG, VECTORS } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import { PT_REGS } from "../../src/machine/ptRegs.ts";
 import { StructView } from "../../src/machine/struct.ts";
@@ -23,12 +23,12 @@ beforeEach(async () => {
   lab = await Lab.open({ recordCalls: true });
   vcpu = lab.machine.vcpus[0]!;
   first = lab.kernel.tasks[0]!;
-  idle = lab.kernel.createTask({ function: at("cpu_idle") });
+  idle = cpu().idle;
 });
 
 /** Runs to where the CPU waits in `task`. */
 function runToHalt(task: Task): void {
-  expect(vcpu.run({ budget: 10_000 })).toMatchObject({ kind: "halt" });
+  expect(lab.kernel.run(vcpu, { budget: 10_000 })).toMatchObject({ kind: "halt" });
   expect(lab.kernel.current(vcpu)).toBe(task);
 }
 
@@ -45,7 +45,7 @@ describe("a task that sleeps", () => {
     expect(vcpu.rsp).toBeGreaterThan(idle.stack.low);
     expect(vcpu.rsp).toBeLessThan(idle.stack.high);
     const start = lab.kernel.startOf(first)!;
-    expect(lab.code.describe(start.ip)).toMatch(/^schedule\+/);
+    expect(lab.code.describe(start.ip)).toMatch(/^__schedule\+/);
     wake(first);
     expect(lab.finish(vcpu)).toBe(6n);
     expect([vcpu.rsp, lab.kernel.current(vcpu)]).toEqual([first.stack.high, first]);
@@ -56,9 +56,10 @@ describe("a task that sleeps", () => {
     lab.kernel.setNext(vcpu, idle);
     const values = { rbx: 0x11n, r12: 0x22n, r13: 0x33n, r14: 0x44n, r15: 0x55n } as const;
     for (const [name, value] of Object.entries(values)) vcpu.set(name as keyof typeof values, value);
-    vcpu.run({ until: at("switch_to"), budget: 100 });
+    expect(lab.kernel.run(vcpu, { until: at("switch_to"), budget: 200 }).kind).toBe("reached");
     const rbp = vcpu.getNumber("rbp");
     const slot = vcpu.rsp;
+    const own = Object.keys(values).map((name) => vcpu.get(name as keyof typeof values));
     runToHalt(idle);
     const frame = new StructView(
       lab.machine.memory,
@@ -66,7 +67,7 @@ describe("a task that sleeps", () => {
       first.struct.getNumber("sp") as Addr,
     );
     expect([frame.get("bx"), frame.get("r12"), frame.get("r13"), frame.get("r14"), frame.get("r15")]).toEqual(
-      [...Object.values(values)],
+      own,
     );
     expect(frame.getNumber("bp")).toBe(rbp);
     expect(lab.kernel.startOf(first)).toEqual({
@@ -94,7 +95,7 @@ describe("a task that sleeps", () => {
 describe("a task that was never run", () => {
   test("has nothing on its stack but where it begins", () => {
     const start = lab.kernel.startOf(idle);
-    expect(start).toEqual({ from: "unstarted", ip: at("ret_from_fork"), sp: idle.stack.high });
+    expect(start).toEqual({ from: "unstarted", ip: at("ret_from_kthread"), sp: idle.stack.high });
     expect(lab.kernel.startOf(first)).toBeUndefined();
     expect(lab.machine.trueChain(idle.stack.high)).toEqual([]);
   });
@@ -103,12 +104,12 @@ describe("a task that was never run", () => {
     const task = lab.kernel.createTask({ function: at("leaf"), argument: 41n });
     lab.begin(at("nap"), []);
     lab.kernel.setNext(vcpu, task);
-    expect(vcpu.run({ until: at("leaf"), budget: 100 }).kind).toBe("reached");
+    expect(lab.kernel.run(vcpu, { until: at("leaf"), budget: 400 }).kind).toBe("reached");
     expect([vcpu.get("rdi"), vcpu.rflags & FLAG.IF]).toEqual([41n, FLAG.IF]);
     expect(lab.kernel.current(vcpu)).toBe(task);
     const chain = lab.machine.trueChain(vcpu.rsp);
     expect(chain.map((frame) => frame.kind === "call" && lab.code.describe(frame.returnAddress))).toEqual([
-      expect.stringMatching(/^ret_from_fork\+/),
+      expect.stringMatching(/^ret_from_kthread\+/),
     ]);
     // When its function returns, it tells the laboratory.
     expect(vcpu.run({ budget: 100 })).toMatchObject({ kind: "hypercall" });
@@ -124,7 +125,7 @@ test("two tasks take turns, each on its own stack, and both end right", () => {
     [first, second],
     [second, first],
   ] as const) {
-    expect(vcpu.run({ until: at("nap"), budget: 1000 }).kind).toBe("reached");
+    expect(kernel.run(vcpu, { until: at("nap"), budget: 1000 }).kind).toBe("reached");
     expect(kernel.current(vcpu)).toBe(task);
     kernel.setNext(vcpu, next);
   }
@@ -134,15 +135,16 @@ test("two tasks take turns, each on its own stack, and both end right", () => {
   const slot = start.from === "switched-out" ? start.slot : expect.fail(start.from);
   const chain = lab.machine.trueChain(slot);
   expect(chain.map((frame) => frame.kind === "call" && place(frame.returnAddress))).toEqual([
+    "__schedule",
     "schedule",
     "nap",
     "nap_between",
-    "ret_from_fork",
+    "ret_from_kthread",
   ]);
   // A call in the first that goes to sleep lets it come to its end.
   lab.begin(at("nap"), []);
   kernel.setNext(vcpu, second);
-  expect(vcpu.run({ budget: 1000 })).toMatchObject({ kind: "hypercall" });
+  expect(kernel.run(vcpu, { budget: 1000 })).toMatchObject({ kind: "hypercall" });
   expect([kernel.current(vcpu), vcpu.get("rax")]).toEqual([second, 8n]);
 });
 
@@ -195,7 +197,8 @@ describe("a timer interrupt", () => {
     expect(lab.finish(vcpu)).toBe(9n);
     expect(lab.kernel.current(vcpu)).toBe(first);
     expect(cpu().struct.get("ticks")).toBe(interrupts ? (switched ? 2n : 1n) : 0n);
-    expect(cpu().struct.getNumber("need_resched")).toBe(next && interrupts && !switched ? 1 : 0);
+    const pending = first.struct.getNumber("thread_flags") & THREAD_FLAG.TIF_NEED_RESCHED;
+    expect(pending !== 0).toBe(next && interrupts && !switched);
     expect(vcpu.rflags & FLAG.IF).toBe(interrupts ? FLAG.IF : 0n);
   });
 
@@ -221,7 +224,7 @@ describe("an NMI", () => {
       vcpu.run({ until: at("leaf"), budget: 100 });
       if (!interrupts) vcpu.rflags &= ~FLAG.IF;
       lab.kernel.setNext(vcpu, idle);
-      cpu().struct.set("need_resched", 1);
+      first.struct.set("thread_flags", THREAD_FLAG.TIF_NEED_RESCHED);
       vcpu.nmi();
       expect(vcpu.run({ until: at("nmi_handler"), budget: 200 }).kind).toBe("reached");
       const { low, high } = cpu().exceptionStacks[1]!;

@@ -14,6 +14,7 @@
         .set    CODE, 0x20000000        # the code page; cases start in its middle
         .set    CODE_SIZE, 0x1000
         .set    ENTRY, 0x20000800
+        .set    STUB, 0x20000700        # where a case begins whose stack pointer is not canonical
         .set    FILL, 0xa5              # what the window holds where a case says nothing
 
         .set    WORK, 0x30000000        # variables, then:
@@ -34,6 +35,8 @@
         .set    PATCH_COUNT, 48
 
         .set    GREGS, 40               # in struct ucontext: r8-r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags ...
+        .set    GREG_RSP, 8*15
+        .set    GREG_RIP, 8*16
         .set    GREGS_SAVED, 23         # ... csgsfs err trapno oldmask cr2
         .set    GREGS_SET, 18
         .set    RECORD_HEAD, 192        # the saved registers, the signal's number, the number of changed bytes
@@ -292,6 +295,22 @@ patch_next:
         jmp     patch_next
 patched:
         movq    %rsi, NEXT(%rbp)
+        # Not every processor returns to a stack pointer that is not canonical: the case loads it itself
+        movq    GREG_RSP(%r12), %rax
+        movq    %rax, %rcx
+        shlq    $16, %rcx
+        sarq    $16, %rcx
+        cmpq    %rax, %rcx
+        je      ready
+        movl    $STUB, %edi
+        movw    $0xbc48, (%rdi)         # mov $..., %rsp
+        movq    %rax, 2(%rdi)
+        movb    $0xe9, 10(%rdi)         # jmp ENTRY
+        movl    $ENTRY-STUB-15, 11(%rdi)
+        movq    %rdi, GREG_RIP(%r12)
+        movq    $STACK+STACK_SIZE, %rax
+        movq    %rax, GREG_RSP(%r12)
+ready:
         retq                            # to restore, and from there into the case
 
 done:

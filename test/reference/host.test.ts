@@ -149,7 +149,9 @@ describe("faults, as the processor reports them", () => {
     toUser(guest);
     const { ended, difference, referenceFaults } = await follow(guest, host);
     expect(difference).toBeUndefined();
-    expect(ended).toMatchObject({ kind: "exit", exit: { kind: "fault", fault: { vector } }, judged: true });
+    // Some hosts do not return to such a stack: there the push is nobody's to judge.
+    const judged = vector !== "#SS" || host.anyStack;
+    expect(ended).toMatchObject({ kind: "exit", exit: { kind: "fault", fault: { vector } }, judged });
     expect(referenceFaults.size).toBe(0);
   });
 
@@ -179,7 +181,7 @@ describe("faults, as the processor reports them", () => {
 
 describe("the child", () => {
   test("that is killed is the end of the run, as a value", async () => {
-    const own = new HostReference();
+    const own = new HostReference(true);
     const guest = await lowGuest("1: add %rax, %rbx\njmp 1b\n");
     const running = follow(guest, own, {
       onProgress: (steps) => {

@@ -3,6 +3,7 @@
 
 import { afterAll, beforeEach, describe, expect, test } from "vitest";
 import { addr, offset, PAGE_SIZE, toWord } from "../../src/base/addr.ts";
+import { HostReference } from "../../src/reference/host.ts";
 import type { Difference } from "../../src/reference/lockstep.ts";
 import type { Reference } from "../../src/reference/reference.ts";
 import {
@@ -387,10 +388,12 @@ value:  .long 5
     ] as const) {
       const guest = await lowGuest(source, { rdi: 0n, rdx: 0x8000_0000_0000_0000n });
       const { ended, steps, agreed } = await follow(guest, reference);
+      // Some hosts do not return to a stack that is not canonical.
+      const judged = vector !== "#SS" || !(reference instanceof HostReference) || reference.anyStack;
       expect(ended, source).toMatchObject({
         kind: "exit",
         exit: { kind: "fault", fault: { vector } },
-        judged: true,
+        judged,
       });
       expect(steps, source).toBe(agreed);
       expect(steps, source).toBe(vector === "#PF" && source.includes("jmp") ? 2 : vector === "#SS" ? 2 : 1);

@@ -10,8 +10,10 @@ import { Subject } from "../../src/explore/subject.ts";
 import { whereTo } from "../../src/explore/truth.ts";
 import type { FtraceOps } from "../../src/ftrace/ftrace.ts";
 import type { Task } from "../../src/kernel/kernel.ts";
+import { VECTORS } from "../../src/kernel/layout.ts";
 import { liveStart } from "../../src/kernel/unwindContext.ts";
 import { Lab } from "../../src/lab.ts";
+import { NMI_COPY } from "../../src/machine/ptRegs.ts";
 import type { Snapshot } from "../../src/machine/snapshot.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { framePointerUnwinder } from "../../src/unwind/framePointer.ts";
@@ -25,6 +27,7 @@ import {
   type Unwinder,
   type Walk,
 } from "../../src/unwind/walk.ts";
+import { decode, MAX_LENGTH, Mnemonic } from "../../src/x86/decode.ts";
 import { chooser } from "../kernel/interleave.ts";
 import { Corruption, type Landmarks } from "./corruption.ts";
 import { WatchedContext } from "./watchedContext.ts";
@@ -101,10 +104,10 @@ beforeAll(async () => {
   const ends = [
     offset(at("lab_call"), 4),
     at("lab_call"),
-    offset(at("ret_from_fork"), 6),
-    at("ret_from_fork"),
+    behindCall("ret_from_kthread", 2),
+    at("ret_from_kthread"),
   ];
-  const starts = [at("ret_from_fork")];
+  const starts = [at("ret_from_kthread"), at("ret_from_fork")];
   landmarksOf = {
     orc: { ends, unknown: [...replaced, offset(at("return_to_handler"), 9)], starts, outside },
     // Any address of code is one of a caller's to them.
@@ -115,6 +118,18 @@ beforeAll(async () => {
     ftrace.makeOps(at("return_hook_handler"), at(name)),
   );
 });
+/** Where the n-th call in a function returns to. */
+function behindCall(name: string, n: number): Addr {
+  const { address, size } = lab.symbol(name);
+  for (let [at, calls] = [address, 0]; at < address + size; ) {
+    const decoded = decode(lab.machine.memory.read(at, MAX_LENGTH), at);
+    if (decoded.kind !== "instruction") break;
+    at = decoded.instruction.next;
+    if (decoded.instruction.mnemonic === Mnemonic.Call && ++calls === n) return at;
+  }
+  throw new Error(`${name} has no ${n} calls`);
+}
+
 /** The state that every test begins in. */
 let fresh: Snapshot;
 beforeAll(() => {
@@ -163,7 +178,14 @@ function corrupt(
   rounds: number,
 ): void {
   const { memory } = lab.machine;
-  const truth = lab.machine.trueChain(stack.sp);
+  // An NMI's entry code has copied its frame: that is what walks go by.
+  const truth = lab.machine
+    .trueChain(stack.sp)
+    .map((frame) =>
+      frame.kind === "interrupt" && frame.vector === VECTORS.NMI_VECTOR
+        ? { ...frame, slot: offset(frame.slot, -NMI_COPY) }
+        : frame,
+    );
   const expected = truth.map((frame) => ({ slot: frame.slot, to: whereTo(frame, subject) }));
   const most = unwinder === guessUnwinder ? GUESSED_READS : MOST_READS;
   const count = tally[unwinder.name]!;
@@ -215,7 +237,8 @@ function corrupt(
   }
   // Registers of user mode, whole, where kernel code was interrupted within a stack.
   for (const { kind, slot } of truth) {
-    if (kind === "call" || isBeginning(context, offset(slot, HARDWARE_FRAME_SIZE))) continue;
+    const onOwnStack = context.stackAt(slot)?.kind === "exception";
+    if (kind === "call" || onOwnStack || isBeginning(context, offset(slot, HARDWARE_FRAME_SIZE))) continue;
     const before = memory.read(slot, HARDWARE_FRAME_SIZE);
     for (const [n, word] of USER_FRAME.entries()) memory.writeWord(offset(slot, 8 * n), word);
     judge(() => `registers of user mode at ${hex(slot)}`);
@@ -298,7 +321,7 @@ describe("a task that sleeps", () => {
           withSites(ops, () => {
             const vcpu = lab.begin(lab.symbol(name).address, [BigInt(depth)]);
             subject.idleNext(vcpu);
-            expect(vcpu.run({ budget: 100_000 })).toMatchObject({ kind: "halt" });
+            expect(lab.kernel.run(vcpu, { budget: 100_000 })).toMatchObject({ kind: "halt" });
             const [task] = subject.switchedOut();
             // Frame pointers say nothing of functions that have none.
             const unwinders = name === "deep" ? UNWINDERS.filter(({ name }) => name !== "frame") : UNWINDERS;
@@ -317,12 +340,12 @@ describe("a task that sleeps", () => {
     for (const depth of [94, 120]) {
       const vcpu = lab.begin(lab.symbol("deep").address, [BigInt(depth)]);
       subject.idleNext(vcpu);
-      vcpu.run({ budget: 100_000 });
+      lab.kernel.run(vcpu, { budget: 100_000 });
       const [task] = subject.switchedOut();
       const stack = ofTask(`deep ${depth}`, task!);
       const { frames, doubt } = orcUnwinder.walk(stack.context, stack.start());
       expect([frames.length, doubt?.why ?? null]).toEqual(
-        depth === 94 ? [97, null] : [MAX_ENTRIES, "too-deep"],
+        depth === 94 ? [98, null] : [MAX_ENTRIES, "too-deep"],
       );
       corrupt(orcUnwinder, stack, choose, 10);
       subject.switchTo(vcpu, task!);

@@ -6,14 +6,16 @@
 // - a saved rbp that leads to another frame further out: at the distance of one from a word that is an address of code.
 // - a saved rsp that does, by the rule of the code that was interrupted there: where the registers lie leaves open by how
 //   much rsp was aligned, and on the stack of an NMI or double fault all of it.
+// - where stacks end in the place of what was interrupted, if nothing was on its stack.
+// - registers of user mode at the beginning of an NMI's stack, or a double fault's: they come from there too.
 // - the interrupt stack's link leading to other registers that an interrupt has saved.
 
 import { type Addr, addr, toWord } from "../../src/base/addr.ts";
 import type { TrueFrame } from "../../src/machine/callChain.ts";
 import type { Memory } from "../../src/machine/memory.ts";
-import { PT_REGS } from "../../src/machine/ptRegs.ts";
+import { NMI_COPY, PT_REGS } from "../../src/machine/ptRegs.ts";
 import type { OrcRule } from "../../src/unwind/orc/entry.ts";
-import { HARDWARE_FRAME, HARDWARE_FRAME_SIZE } from "../../src/unwind/savedRegisters.ts";
+import { HARDWARE_FRAME, HARDWARE_FRAME_SIZE, isBeginning } from "../../src/unwind/savedRegisters.ts";
 import type { StackInfo, UnwindContext } from "../../src/unwind/walk.ts";
 
 /** What a word is for. */
@@ -154,7 +156,7 @@ export class Corruption {
     switch (role) {
       case "address": {
         const { unknown, ends, starts } = this.landmarks;
-        const isInner = this.truth.at(-1)?.slot !== at;
+        const isInner = this.truth.at(-1)?.slot !== at && !this.isAtBeginning(at);
         if (unknown.includes(value) || (isInner && ends.includes(value))) return true;
         return (at === this.start && starts.includes(value)) || !this.context.isText(value);
       }
@@ -169,11 +171,18 @@ export class Corruption {
     }
   }
 
+  /** Whether `at` has what was interrupted with nothing on its stack: between a return and what puts its slot back. */
+  private isAtBeginning(at: Addr): boolean {
+    const frame = this.truth.find(({ slot }) => slot === at);
+    return frame?.kind === "interrupt" && isBeginning(this.context, frame.rsp);
+  }
+
   /** Whether the hardware would have saved `sp` at `at`. */
   private mayBeRsp(at: Addr, sp: Addr): boolean {
     const end = at + PT_REGS.size - PT_REGS.fields.sp.offset;
     const stack = this.context.stackAt(at);
-    return alignedDown(sp) === end || (stack?.kind === "exception" && stack.high === end);
+    const isFirst = end === stack?.high || end + NMI_COPY === stack?.high;
+    return alignedDown(sp) === end || (stack?.kind === "exception" && isFirst);
   }
 
   /** Whether the code that was interrupted with the rsp saved at `at` would find a frame by `sp` instead. */

@@ -13,7 +13,7 @@ import { VECTORS } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import type { Redirect } from "../../src/livepatch/redirect.ts";
 import type { TrueFrame } from "../../src/machine/callChain.ts";
-import { PT_REGS } from "../../src/machine/ptRegs.ts";
+import { NMI_COPY, PT_REGS } from "../../src/machine/ptRegs.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { describeRule, type OrcRule } from "../../src/unwind/orc/entry.ts";
 import { OrcTable } from "../../src/unwind/orc/table.ts";
@@ -112,7 +112,10 @@ function wrongRule(
   if (frame === undefined) return rule.type === "END_OF_STACK" ? undefined : "the stack ends here";
   if (rule.type === "END_OF_STACK") return "the stack does not end here";
   const said = apply(rule, vcpu);
-  if (said.slot !== frame.slot) return `the frame's slot is ${hex(frame.slot)}`;
+  // An NMI's entry code copies its frame down, and leaves the hardware's to the next NMI.
+  const isNmi = frame.kind === "interrupt" && frame.vector === VECTORS.NMI_VECTOR;
+  const isThere = said.slot === frame.slot || (isNmi && said.slot === frame.slot - NMI_COPY);
+  if (!isThere) return `the frame's slot is ${hex(frame.slot)}`;
   if (said.rbp !== rbp) return `rbp was ${rbp?.toString(16)}`;
   if ((rule.type === "CALL") !== (frame.kind === "call")) return `the frame is of a ${frame.kind}`;
   return rule.signal === (frame.kind === "interrupt") ? undefined : "`signal` is wrong";
@@ -167,7 +170,7 @@ describe.each([
       const interrupted = checkCall(vcpu, ({ boundaries, uninterrupted }) => {
         // At least one instruction comes between two.
         if (uninterrupted > 1) vcpu.interrupt(VECTORS.TIMER_VECTOR);
-        if (boundaries % 71 === 0) vcpu.nmi();
+        if (boundaries % 401 === 0) vcpu.nmi();
       });
       expect(interrupted).toBeGreaterThan(5 * plain);
     });
@@ -314,9 +317,12 @@ test("most code has been seen", () => {
       );
     return entries.filter(({ address }) => seen.has(address)).length / entries.length;
   };
+  // But for what comes from user mode, and from an NMI in an NMI: test/explore and test/kernel/nmi.test.ts get there.
   expect(
     reached((name) => /^(asm_exc_nmi|exception_common|interrupt_common|return_from_exc)/.test(name)),
+  ).toBeGreaterThan(0.8);
+  expect(
+    reached((name) => /^(sys_read|vfs_read|mem_read|zero_read|loop|tail|leaf|klp_redirect)/.test(name)),
   ).toBe(1);
-  expect(reached((name) => /^(sys_read|vfs_read|mem_read|zero_read|loop|tail|leaf|klp_)/.test(name))).toBe(1);
   expect(reached(() => true, lab.code.images[1]!)).toBeGreaterThan(0.9);
 });

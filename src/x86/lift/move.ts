@@ -23,11 +23,11 @@ function swapped(e: Emitter, value: Value, size: Size): Value {
   return size === 8 ? e.rotl(words, 32n) : words;
 }
 
-/** movdir64b: 64 bytes to where operand 0 points, which must be a multiple of 64. */
+/** movdir64b: 64 bytes to where operand 0 points, which must be a multiple of 64. A fault of the source comes first. */
 const copyLine: Lift = (e) => {
   const to = e.read(0);
-  e.stopWhen(e.ne(e.and(to, 63n), 0n), ANSWER.generalProtection);
   const from = e.check(e.address(), 64, "read");
+  e.stopWhen(e.ne(e.and(to, 63n), 0n), ANSWER.generalProtection);
   const host = e.check(to, 64, "write");
   const words = Array.from({ length: 8 }, (_, n) => e.loadFrom(from, 8, 8 * n));
   for (const [n, word] of words.entries()) e.storeTo(host, 8, word, 8 * n);

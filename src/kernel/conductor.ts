@@ -1,0 +1,209 @@
+// Runs all vCPUs against each other: which executes next, how far, and what interrupts it, is chosen; all else follows.
+//
+// Guest time is the instructions that were executed, one a nanosecond, and what was skipped while every CPU was
+// idle: the clock then goes on to the next timer. It is hardware's, so it stands still within a slice. A run ends
+// in a value, whatever the guest does.
+
+import type { Addr } from "../base/addr.ts";
+import type { Chooser } from "../base/chooser.ts";
+import { Refusal } from "../base/refuse.ts";
+import { describeExit, type Exit } from "../machine/exit.ts";
+import type { Vcpu } from "../machine/vcpu.ts";
+import type { Panic } from "./hypercall.ts";
+import type { Cpu, Kernel } from "./kernel.ts";
+import { VECTORS } from "./layout.ts";
+import type { OopsWriter } from "./oops.ts";
+import type { Task } from "./task.ts";
+import { findHang, type Hang, type Patience } from "./watchdog.ts";
+
+/** What may interrupt a CPU before a slice. */
+export type Interruption = "none" | "timer" | "device" | "nmi";
+
+export interface ConductorOptions {
+  readonly chooser: Chooser;
+  /** Lengths of slices in instructions that are chosen from. */
+  readonly slices?: readonly number[];
+  /** What is chosen from before each slice: an entry's share is how often it is there. */
+  readonly interruptions?: readonly Interruption[];
+  /** Instructions of guest time within which each CPU that executes has its timer's interrupt. */
+  readonly tickEvery?: number;
+  readonly patience?: Patience;
+  /** What executes a slice; default `kernel.run`. Hypercalls are answered in it. */
+  readonly execute?: Execute;
+}
+
+/** Executes up to `budget` instructions on `vcpu`. */
+export type Execute = (vcpu: Vcpu, budget: number) => Exit | Panic;
+
+export type RunEnd =
+  /** As many instructions as were wanted. */
+  | { readonly kind: "budget" }
+  /** Everybody sleeps, and nothing is going to wake anybody. */
+  | { readonly kind: "idle" }
+  /** Whoever watches has stopped it. */
+  | { readonly kind: "stopped"; readonly why: string }
+  /** The kernel raised an exception that it has no way on from, found something wrong, or went where nothing is. */
+  | { readonly kind: "oops"; readonly cpu: number; readonly task: Task | undefined; readonly text: string }
+  | ({ readonly kind: "hang" } & Hang);
+
+export interface ConductOptions {
+  /** Instructions of all vCPUs together. */
+  readonly budget: number;
+  /** Asked after every slice; a text ends the run. */
+  readonly watch?: () => string | undefined;
+}
+
+export const SLICES: readonly number[] = [1, 3, 10, 30, 100, 300, 1000];
+export const INTERRUPTIONS: readonly Interruption[] = [
+  ...new Array<Interruption>(20).fill("none"),
+  "timer",
+  "timer",
+  "device",
+  "nmi",
+];
+const TICK_EVERY = 10_000;
+/** Patience itself costs something. */
+const HANG_EVERY = 64;
+
+export class Conductor {
+  private readonly kernel: Kernel;
+  private readonly options: Required<Omit<ConductorOptions, "patience">> & { readonly patience?: Patience };
+  private readonly writer: OopsWriter;
+  private readonly name: (at: Addr) => string;
+
+  /** What a run ends with, `writer` puts into words for the log; `name` describes addresses. */
+  constructor(kernel: Kernel, options: ConductorOptions, writer: OopsWriter, name: (at: Addr) => string) {
+    this.kernel = kernel;
+    const execute: Execute = (vcpu, budget) => kernel.run(vcpu, { budget });
+    this.options = {
+      slices: SLICES,
+      interruptions: INTERRUPTIONS,
+      tickEvery: TICK_EVERY,
+      execute,
+      ...options,
+    };
+    this.writer = writer;
+    this.name = name;
+    kernel.chooser = options.chooser;
+  }
+
+  /** Runs until something ends it. It can be gone on with after `budget` and `stopped`. */
+  run(options: ConductOptions): RunEnd {
+    try {
+      return this.conduct(options);
+    } catch (error) {
+      // Guest code has broken structures of the kernel's: a pointer in them leads nowhere.
+      if (!(error instanceof Refusal) || error.code !== "unmapped") throw error;
+      const text = `the kernel's structures are broken: ${error.message}`;
+      this.kernel.log.print(`Kernel panic - not syncing: ${text}`);
+      return { kind: "oops", cpu: 0, task: undefined, text };
+    }
+  }
+
+  private conduct({ budget, watch }: ConductOptions): RunEnd {
+    let left = budget;
+    for (let slices = 1; left > 0; slices++) {
+      const vcpu = this.nextVcpu();
+      if (vcpu === undefined) {
+        if (!this.skip()) return { kind: "idle" };
+        continue;
+      }
+      this.interrupt(vcpu);
+      const before = vcpu.instructions;
+      const end = this.slice(vcpu, Math.min(left, this.chooseSlice()));
+      const executed = vcpu.instructions - before;
+      left -= executed;
+      this.kernel.clock += executed;
+      if (end !== undefined) return end;
+      const why = watch?.();
+      if (why !== undefined) return { kind: "stopped", why };
+      if (slices % HANG_EVERY === 0) {
+        const hang = findHang(this.kernel, this.options.patience);
+        if (hang !== undefined) {
+          this.log(this.writer.hang(hang));
+          return { kind: "hang", ...hang };
+        }
+      }
+    }
+    return { kind: "budget" };
+  }
+
+  private nextVcpu(): Vcpu | undefined {
+    const { machine, cpus } = this.kernel;
+    const awake = machine.vcpus.filter((_, n) => cpus[n]!.struct.getNumber("halted") === 0);
+    return awake.length > 1 ? awake[this.options.chooser.choose("vcpu", awake.length)] : awake[0];
+  }
+
+  private chooseSlice(): number {
+    const { slices, chooser } = this.options;
+    return slices[slices.length > 1 ? chooser.choose("slice", slices.length) : 0]!;
+  }
+
+  /** Every CPU is idle: time goes on to the first timer. False if there is none. */
+  private skip(): boolean {
+    const { kernel } = this;
+    const due = kernel.nextTimer;
+    if (due === undefined) return false;
+    if (due > kernel.clock) kernel.clock = due;
+    this.tick(kernel.cpus[0]!);
+    return true;
+  }
+
+  private interrupt(vcpu: Vcpu): void {
+    const { kernel, options } = this;
+    const cpu = kernel.cpus[vcpu.index]!;
+    const { interruptions, chooser } = options;
+    const choice = interruptions.length > 1 ? chooser.choose("interrupt", interruptions.length) : 0;
+    switch (interruptions[choice]) {
+      case "timer":
+        this.tick(cpu);
+        return;
+      case "device":
+        kernel.interrupt(vcpu.index, VECTORS.DEVICE_VECTOR);
+        break;
+      case "nmi":
+        kernel.nmi(vcpu.index);
+        break;
+    }
+    if (kernel.clock >= cpu.struct.getNumber("tick_at")) this.tick(cpu);
+  }
+
+  private tick({ struct }: Cpu): void {
+    this.kernel.interrupt(struct.getNumber("number"), VECTORS.TIMER_VECTOR);
+    struct.set("tick_at", this.kernel.clock + this.options.tickEvery);
+  }
+
+  private slice(vcpu: Vcpu, length: number): RunEnd | undefined {
+    const { kernel } = this;
+    const exit = this.options.execute(vcpu, length);
+    switch (exit.kind) {
+      case "budget":
+        return undefined;
+      case "halt":
+        // An interrupt that came meanwhile ends it at once.
+        kernel.cpus[vcpu.index]!.struct.set("halted", vcpu.careful ? 0 : 1);
+        return undefined;
+      case "panic":
+        this.log(this.writer.panic(vcpu, exit.text));
+        return this.oops(vcpu, `kernel BUG: ${exit.text}`);
+      default: {
+        const taken = kernel.exception(vcpu, exit);
+        if (taken === undefined) {
+          const text = describeExit(exit, this.name);
+          this.log(this.writer.panic(vcpu, text));
+          return this.oops(vcpu, text);
+        }
+        this.log(this.writer.exception(vcpu, taken));
+        return this.oops(vcpu, describeExit({ kind: "fault", ip: taken.ip, fault: taken.fault }, this.name));
+      }
+    }
+  }
+
+  private log(lines: readonly string[]): void {
+    for (const line of lines) this.kernel.log.print(line);
+  }
+
+  private oops(vcpu: Vcpu, text: string): RunEnd {
+    return { kind: "oops", cpu: vcpu.index, task: this.kernel.current(vcpu), text };
+  }
+}

@@ -1,0 +1,116 @@
+// Modules: what the laboratory offers to the guest's kernel by name, and what it maps when that asks for one.
+//
+// Every module has its place in module space from the moment that it is offered, and a struct module that it keeps; which
+// are loaded, and what state each is in, is guest memory's to say.
+
+import { type Addr, addr } from "./base/addr.ts";
+import { refuse } from "./base/refuse.ts";
+import type { Ftrace } from "./ftrace/ftrace.ts";
+import type { CodeMap } from "./image/codeMap.ts";
+import type { Image } from "./image/image.ts";
+import { MODULE_TEXT } from "./image/layout.ts";
+import { link } from "./image/link.ts";
+import { load, unload } from "./image/load.ts";
+import type { ModuleLoader } from "./kernel/kernel.ts";
+import { MODULE, MODULE_STATE } from "./kernel/layout.ts";
+import type { Heap } from "./machine/heap.ts";
+import type { Memory } from "./machine/memory.ts";
+import { StructView } from "./machine/struct.ts";
+import type { ObjectFile } from "./x86/object.ts";
+
+interface Offer {
+  readonly image: Image;
+  readonly struct: StructView<keyof typeof MODULE.fields>;
+}
+
+export interface ModulesParts {
+  readonly memory: Memory;
+  readonly heap: Heap;
+  readonly code: CodeMap;
+  readonly ftrace: Ftrace;
+  /** The kernel's image. */
+  readonly kernel: Image;
+}
+
+export class Modules implements ModuleLoader {
+  private readonly parts: ModulesParts;
+  private readonly offers = new Map<string, Offer>();
+  private nextText: Addr = MODULE_TEXT;
+
+  constructor(parts: ModulesParts) {
+    this.parts = parts;
+  }
+
+  /** Links `objects` against one another and what is loaded or offered, as module `name`, which guest code may load. */
+  offer(name: string, objects: readonly ObjectFile[]): Image {
+    const { heap } = this.parts;
+    if (this.offers.has(name)) refuse("module-loaded", { name });
+    const externals = (symbol: string) =>
+      [this.parts.kernel, ...[...this.offers.values()].map(({ image }) => image)]
+        .map((image) => image.exported(symbol))
+        .find((at) => at !== undefined);
+    const image = link(objects, { text: this.nextText, name, externals });
+    const struct = new StructView(this.parts.memory, MODULE, heap.allocate(MODULE.size));
+    struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
+    struct.setText("name", name);
+    struct.set("init", image.exported("init_module") ?? 0);
+    struct.set("exit", image.exported("cleanup_module") ?? 0);
+    const text = image.segments.find(({ execute }) => execute);
+    struct.set("text", text?.address ?? 0);
+    struct.set("text_size", text?.size ?? 0);
+    this.nextText = addr(Math.max(image.end, this.nextText));
+    this.offers.set(name, { image, struct });
+    return image;
+  }
+
+  /** Loads one that is offered, between two instructions of everybody: what its beginning would do is left to the caller. */
+  insert(name: string): Image {
+    const { image, struct } = this.offers.get(name) ?? refuse("no-module", { name });
+    const { memory, kernel } = this.parts;
+    if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED) refuse("module-loaded", { name });
+    this.mapImage(image);
+    struct.set("state", MODULE_STATE.MODULE_STATE_LIVE);
+    const first = kernel.symbol("modules").address;
+    struct.set("next", memory.readWord(first));
+    memory.writeWord(first, BigInt(struct.at));
+    return image;
+  }
+
+  map(name: string): Addr | undefined {
+    const offer = this.offers.get(name);
+    if (offer === undefined) return undefined;
+    this.mapImage(offer.image);
+    return offer.struct.at;
+  }
+
+  unmap(module: Addr): void {
+    const { ftrace, code, memory } = this.parts;
+    const offer = [...this.offers.values()].find(({ struct }) => struct.at === module);
+    if (offer === undefined || !code.images.includes(offer.image)) return;
+    ftrace.removeImage(offer.image);
+    code.removeImage(offer.image);
+    unload(memory, offer.image);
+  }
+
+  /** Those that are loaded, the latest first, as the kernel lists them. */
+  get loaded(): readonly { readonly name: string; readonly state: keyof typeof MODULE_STATE }[] {
+    const { memory, kernel } = this.parts;
+    const found: { name: string; state: keyof typeof MODULE_STATE }[] = [];
+    let at = memory.readNumber(kernel.symbol("modules").address) ?? 0;
+    while (at !== 0 && found.length < this.offers.size) {
+      const struct = new StructView(memory, MODULE, at as Addr);
+      const states = Object.keys(MODULE_STATE) as (keyof typeof MODULE_STATE)[];
+      const state = states.find((name) => MODULE_STATE[name] === struct.getNumber("state"));
+      found.push({ name: struct.getText("name"), state: state ?? "MODULE_STATE_UNFORMED" });
+      at = struct.getNumber("next");
+    }
+    return found;
+  }
+
+  private mapImage(image: Image): void {
+    const { memory, code, ftrace } = this.parts;
+    load(memory, image);
+    code.addImage(image);
+    ftrace.addImage(image);
+  }
+}

@@ -1,0 +1,116 @@
+// A run in a file: what it was made with, what was chosen, and what came of it. JSON, one document.
+
+import { readInput } from "./base/file.ts";
+import { refuse } from "./base/refuse.ts";
+import type { Choices } from "./explore/chooser.ts";
+import type { RunSettings } from "./settings.ts";
+
+export interface RunRecord {
+  readonly settings: RunSettings;
+  /** The seed of the choices, for people: a replay takes them from here. */
+  readonly seed: number;
+  /** Of the machine before the run: a record is of one kernel, to the byte. */
+  readonly origin: string;
+  readonly choices: Choices;
+  readonly end: {
+    readonly kind: string;
+    readonly finding: string | null;
+    readonly instructions: number;
+    readonly hash: string;
+  };
+}
+
+/** What the file says it is. */
+const FORMAT = "fentrylab run 1";
+
+export function writeRecord(record: RunRecord): string {
+  return `${JSON.stringify({ format: FORMAT, ...record })}\n`;
+}
+
+/** Refuses what `writeRecord` has not written. */
+export function readRecord(path: string): RunRecord {
+  const text = new TextDecoder().decode(readInput(path));
+  const refused = (what: string) => refuse("record-file", { file: path, what });
+  let document: unknown;
+  try {
+    document = JSON.parse(text);
+  } catch (error) {
+    return refused(`it is no JSON (${error instanceof Error ? error.message : error})`);
+  }
+  const top = new Fields(document, "the document", refused);
+  if (top.text("format") !== FORMAT) refused(`its format is not "${FORMAT}"`);
+  const settings = top.object("settings");
+  const choices = top.object("choices");
+  const end = top.object("end");
+  const kinds = choices
+    .list("kinds")
+    .map((kind) => (typeof kind === "string" ? kind : refused("a kind is no text")));
+  const answers = choices
+    .list("answers")
+    .map((answer) => (isWhole(answer) ? answer : refused("an answer is no number")));
+  if (answers.length % 3 !== 0) refused("its last choice is not whole");
+  for (let n = 0; n < answers.length; n += 3)
+    if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!) refused(`choice ${n / 3} is none`);
+  return {
+    settings: {
+      vcpus: settings.whole("vcpus", 1),
+      copies: settings.whole("copies", 1),
+      rounds: settings.whole("rounds", 1),
+      budget: settings.whole("budget", 1),
+    },
+    seed: top.whole("seed", 0),
+    origin: top.text("origin"),
+    choices: { kinds, answers },
+    end: {
+      kind: end.text("kind"),
+      finding: end.textOrNull("finding"),
+      instructions: end.whole("instructions", 0),
+      hash: end.text("hash"),
+    },
+  };
+}
+
+/** An object whose fields have to be there, each of its kind. */
+class Fields {
+  private readonly fields: Readonly<Record<string, unknown>>;
+  private readonly name: string;
+  private readonly refused: (what: string) => never;
+
+  constructor(value: unknown, name: string, refused: (what: string) => never) {
+    if (typeof value !== "object" || value === null || Array.isArray(value)) refused(`${name} is no object`);
+    this.fields = value as Record<string, unknown>;
+    this.name = name;
+    this.refused = refused;
+  }
+
+  object(field: string): Fields {
+    return new Fields(this.fields[field], field, this.refused);
+  }
+
+  list(field: string): readonly unknown[] {
+    const value = this.fields[field];
+    return Array.isArray(value) ? value : this.wrong(field, "list");
+  }
+
+  text(field: string): string {
+    const value = this.fields[field];
+    return typeof value === "string" ? value : this.wrong(field, "text");
+  }
+
+  textOrNull(field: string): string | null {
+    return this.fields[field] === null ? null : this.text(field);
+  }
+
+  whole(field: string, least: number): number {
+    const value = this.fields[field];
+    return isWhole(value) && value >= least ? value : this.wrong(field, `whole number from ${least} up`);
+  }
+
+  private wrong(field: string, kind: string): never {
+    return this.refused(`${this.name} has no ${field} that is a ${kind}`);
+  }
+}
+
+function isWhole(value: unknown): value is number {
+  return typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
+}

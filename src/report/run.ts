@@ -1,0 +1,103 @@
+// What runs came to, as a document and as people read it.
+
+import { table } from "./text.ts";
+
+interface Facts {
+  readonly settings: {
+    readonly vcpus: number;
+    readonly copies: number;
+    readonly rounds: number;
+    readonly budget: number;
+  };
+  readonly seed: number;
+  /** How it ended: idle, budget, stopped, oops, hang. */
+  readonly end: string;
+  readonly finding: string | null;
+  readonly instructions: number;
+  /** Nanoseconds of guest time. */
+  readonly clock: number;
+  readonly choices: number;
+  readonly hash: string;
+  readonly progress: readonly { readonly name: string; readonly count: number }[];
+  readonly log?: readonly string[];
+  readonly tasks?: readonly string[];
+}
+
+export interface RunReport extends Facts {
+  /** How many there were, each with the next seed; what else is here is of the last. */
+  readonly runs: number;
+  readonly totalInstructions: number;
+}
+
+export interface ReplayReport extends Facts {
+  readonly recorded: {
+    readonly kind: string;
+    readonly finding: string | null;
+    readonly instructions: number;
+    readonly hash: string;
+  };
+  readonly same: boolean;
+}
+
+const ENDS: Readonly<Record<string, string>> = {
+  idle: "everybody is done, or sleeps",
+  budget: "its instructions are used up",
+  stopped: "a rule was broken",
+  oops: "the kernel cannot go on",
+  hang: "nothing goes on",
+};
+const COLUMNS = 4;
+
+export function renderRun(report: RunReport): string {
+  const { settings, seed, runs, totalInstructions, finding } = report;
+  const { vcpus, copies, rounds } = settings;
+  const cpus = `${vcpus} vCPU${vcpus === 1 ? "" : "s"}`;
+  const before = `${runs} runs, ${totalInstructions} instructions on ${cpus}; the last, with seed ${seed}:\n`;
+  const again = ["fentrylab run", ...flags(settings), `--seed ${seed}`, "--record FILE"].join(" ");
+  const hint =
+    finding === null ? [] : ["", `Keep it with \`${again}\`; \`fentrylab replay FILE\` shows it again.`];
+  return [
+    ...(runs > 1 ? [before] : []),
+    `seed ${seed}, ${cpus}, ${copies} of each user task, ${rounds} rounds`,
+    ...facts(report),
+    ...hint,
+    ...extras(report),
+    "",
+  ].join("\n");
+}
+
+export function renderReplay(file: string, report: ReplayReport): string {
+  const { recorded, same } = report;
+  const verdict = same
+    ? "The same end, instruction for instruction."
+    : `NOT the same: it was ${recorded.instructions} instructions, hash ${recorded.hash}, ${recorded.finding ?? "nothing found"}.`;
+  return [
+    `${file}: seed ${report.seed}, ${report.settings.vcpus} vCPUs`,
+    ...facts(report),
+    verdict,
+    ...extras(report),
+    "",
+  ].join("\n");
+}
+
+function facts({ end, finding, instructions, clock, choices, hash, progress }: Facts): string[] {
+  const cells = progress.map(({ name, count }) => `${name} ${count}`);
+  const rows = Array.from({ length: Math.ceil(cells.length / COLUMNS) }, (_, n) =>
+    cells.slice(COLUMNS * n, COLUMNS * (n + 1)),
+  );
+  return [
+    `${instructions} instructions, ${(clock / 1e6).toFixed(3)} ms of guest time, ${choices} choices; ended: ${ENDS[end] ?? end}`,
+    `hash ${hash}`,
+    finding === null ? "nothing found wrong" : `FOUND: ${finding}`,
+    "",
+    ...table(rows),
+  ];
+}
+
+function extras({ log, tasks }: Facts): string[] {
+  return [...(log === undefined ? [] : ["", ...log]), ...(tasks === undefined ? [] : ["", ...tasks])];
+}
+
+function flags({ vcpus, copies, rounds, budget }: Facts["settings"]): string[] {
+  return [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
+}
