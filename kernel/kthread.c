@@ -57,6 +57,7 @@ void try_to_freeze(void)
 		refrigerator();
 }
 
+#define NSEC_PER_MSEC 1000000
 #define FREEZE_POLL 1000
 #define FREEZE_TRIES 200
 
@@ -78,6 +79,7 @@ static void wake_to_freeze(struct task *task)
 int freeze_processes(void)
 {
 	int tries, left = 0;
+	u64 begun = clock, elapsed;
 
 	printk("Freezing user space processes\n");
 	WRITE_ONCE(pm_freezing, 1);
@@ -94,13 +96,17 @@ int freeze_processes(void)
 		}
 		spin_unlock_irqrestore(&tasklist_lock, flags);
 		if (!left) {
-			printk("Freezing user space processes completed\n");
+			elapsed = (clock - begun) / NSEC_PER_MSEC;
+			printk("Freezing user space processes completed (elapsed %d.%03d seconds)\n", elapsed / 1000,
+			       elapsed % 1000);
 			return 0;
 		}
 		set_current_state(TASK_UNINTERRUPTIBLE);
 		schedule_timeout(FREEZE_POLL);
 	}
-	printk("Freezing user space processes failed (%d tasks refusing to freeze):\n", left);
+	elapsed = (clock - begun) / NSEC_PER_MSEC;
+	printk("Freezing user space processes failed after %d.%03d seconds (%d tasks refusing to freeze):\n",
+	       elapsed / 1000, elapsed % 1000, left);
 	thaw_processes();
 	return -EBUSY;
 }
@@ -111,11 +117,11 @@ void thaw_processes(void)
 	u64 flags;
 
 	WRITE_ONCE(pm_freezing, 0);
-	printk("Restarting tasks ...\n");
 	flags = spin_lock_irqsave(&tasklist_lock);
 	for (task = task_list; task; task = task->tasks_next)
 		try_to_wake_up(task, TASK_FROZEN);
 	spin_unlock_irqrestore(&tasklist_lock, flags);
+	printk("Restarting tasks ... done.\n");
 }
 
 /* ---- Work, which kworkers do one after another. */

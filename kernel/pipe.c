@@ -84,10 +84,14 @@ long pipefs_read(struct file *file, char *buffer, size_t count)
 	if (count > PIPE_SIZE)
 		count = PIPE_SIZE;
 	pipe_get(pipe);
-	while (count && !(taken = pipe_take(pipe, bytes, count)) && READ_ONCE(pipe->writers)) {
-		result = wait_event_interruptible(&pipe->read_wait, readable(pipe));
-		if (result)
+	while (count && !result) {
+		/* Before the bytes: whoever writes and then closes has written by then. */
+		int writers = smp_load_acquire(&pipe->writers);
+
+		taken = pipe_take(pipe, bytes, count);
+		if (taken || !writers)
 			break;
+		result = wait_event_interruptible(&pipe->read_wait, readable(pipe));
 	}
 	if (taken) {
 		wake_up_all(&pipe->write_wait);

@@ -1,4 +1,4 @@
-// fentrylab bench [engine|unwind|resources]
+// fentrylab bench [engine|unwind|resources|runs]
 
 import { refuse } from "../base/refuse.ts";
 import { type CommonOptions, printJson } from "./option.ts";
@@ -25,6 +25,11 @@ const BENCHES: Readonly<Record<string, (options: BenchOptions) => Promise<Report
     const { benchUnwind, renderUnwindReport } = await import("../../bench/unwind.ts");
     const report = await benchUnwind(options);
     return { document: report, text: renderUnwindReport(report) };
+  },
+  runs: async (options) => {
+    const { benchRuns, renderRunsReport } = await import("../../bench/runs.ts");
+    const report = await benchRuns(options);
+    return { document: report, text: renderRunsReport(report) };
   },
   resources: async (options) => {
     const { benchResources, renderResourceReport } = await import("../../bench/resources.ts");

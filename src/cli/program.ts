@@ -165,8 +165,16 @@ function createProgram(checked: (held: boolean) => void): Command {
     ),
   ).action(async (file, options) => checked(await (await import("./run.ts")).printReplay(file, options)));
 
-  addCommand(program, "bench", "Measure this engine against native Unicorn, where that is installed.")
-    .argument("[what]", "`engine`, or `resources` for memory that machines hold and give back", "engine")
+  addCommand(
+    program,
+    "bench",
+    "Measure this engine, against native Unicorn where that is installed; walks; runs; memory.",
+  )
+    .argument(
+      "[what]",
+      "`engine`, `unwind`, `runs` of the kernel with its patients, or `resources` for memory held and given back",
+      "engine",
+    )
     .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))
     .action(async (what, options) => (await import("./bench.ts")).printBench(what, options));
 

@@ -95,8 +95,9 @@ export class Dumper {
 
   /** The whole of what entry code saved. */
   registers(regs: Regs): string[] {
-    const orig = regs.getNumber("orig_ax");
-    const suffix = orig === NO_SYSCALL ? "" : ` ORIG_RAX: ${hex(regs.get("orig_ax"), 16)}`;
+    // Of the kernel's own exceptions it is an error code.
+    const isCall = isUser(regs) && regs.getNumber("orig_ax") !== NO_SYSCALL;
+    const suffix = isCall ? ` ORIG_RAX: ${hex(regs.get("orig_ax"), 16)}` : "";
     return [
       ...this.interruptedAt(regs, suffix),
       ...threes(REGISTERS.map(([name, field]) => `${name}: ${hex(regs.get(field), 16)}`)),
@@ -105,10 +106,9 @@ export class Dumper {
 
   private interruptedAt(regs: Regs, suffix = ""): string[] {
     const ip = regs.getNumber("ip") as Addr;
-    const user = (regs.getNumber("cs") & 3) !== 0;
     return [
       `RIP: ${this.place(regs.get("cs"), ip)}`,
-      ...(user ? [] : [this.codeAt(ip)]), // of other tasks' memory nothing is shown
+      ...(isUser(regs) ? [] : [this.codeAt(ip)]), // of other tasks' memory nothing is shown
       `RSP: ${hex(regs.get("ss"), 4)}:${hex(regs.get("sp"), 16)} EFLAGS: ${hex(regs.get("flags"), 8)}${suffix}`,
     ];
   }
@@ -216,6 +216,10 @@ export class Dumper {
     while (at < stack.high && memory.readNumber(at) === 0) at = offset(at, 8);
     return at - stack.low;
   }
+}
+
+function isUser(regs: Regs): boolean {
+  return (regs.getNumber("cs") & 3) !== 0;
 }
 
 function liveRegisters(vcpu: Vcpu): string[] {

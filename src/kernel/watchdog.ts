@@ -1,4 +1,5 @@
-// Runs that get nowhere, as the kernel's own watchdogs tell them (Linux kernel/watchdog.c, kernel/hung_task.c).
+// Runs that get nowhere, as the kernel's own watchdogs tell them (Linux kernel/watchdog.c, kernel/hung_task.c), but in
+// microseconds: an instruction takes a nanosecond here.
 
 import type { Kernel } from "./kernel.ts";
 import { TASK_STATE } from "./layout.ts";
@@ -22,7 +23,7 @@ export interface Hang {
 
 const SOFT_LOCKUP = 2_000_000;
 const HUNG_TASK = 20_000_000;
-const MILLISECOND = 1_000_000;
+const MICROSECOND = 1000;
 
 /** The first thing that has gone on for too long. */
 export function findHang(
@@ -30,19 +31,19 @@ export function findHang(
   { softLockup = SOFT_LOCKUP, hungTask = HUNG_TASK }: Patience = {},
 ): Hang | undefined {
   const now = kernel.clock;
-  const milliseconds = (time: number) => Math.floor(time / MILLISECOND);
+  const microseconds = (time: number) => Math.floor(time / MICROSECOND);
   for (const [cpu, { struct }] of kernel.cpus.entries()) {
     const task = kernel.current(kernel.machine.vcpus[cpu]!);
     const stuck = now - struct.getNumber("touched");
     if (task === undefined || struct.getNumber("halted") !== 0 || stuck <= softLockup) continue;
-    const text = `watchdog: BUG: soft lockup - CPU#${cpu} stuck for ${milliseconds(stuck)}ms! [${task}]`;
+    const text = `watchdog: BUG: soft lockup - CPU#${cpu} stuck for ${microseconds(stuck)}us! [${task}]`;
     return { what: "soft lockup", cpu, task, text };
   }
   for (const task of kernel.tasks) {
     if (task.state !== TASK_STATE.TASK_UNINTERRUPTIBLE || task.onRunQueue) continue;
     const blocked = now - task.struct.getNumber("switched_at");
     if (blocked <= hungTask) continue;
-    const text = `INFO: task ${task} blocked for more than ${milliseconds(hungTask)} ms.`;
+    const text = `INFO: task ${task} blocked for more than ${microseconds(hungTask)} us.`;
     return { what: "hung task", cpu: task.struct.getNumber("cpu"), task, text };
   }
   return undefined;

@@ -10,7 +10,15 @@ const COMMANDS: Record<string, string[]> = {
   call: ["image", "function", "arguments", "--with <file>", "--budget <n>"],
   disasm: ["image", "function", "--with <file>"],
   orc: ["image", "function", "--with <file>", "--generate"],
-  audit: ["--unwinder <which>", "--mode <mode>", "--image <file>", "--call <call>"],
+  audit: [
+    ...["--unwinder <which>", "--mode <mode>", "--image <file>", "--call <call>"],
+    ...["--patients", "--vcpus <n>", "--budget <n>"],
+  ],
+  run: [
+    ...["--vcpus <n>", "--copies <n>", "--rounds <n>", "--budget <n>", "--seeds <n>", "--record <file>"],
+    ...["--every <n>", "--log", "--tasks"],
+  ],
+  replay: ["file", "--every <n>", "--log", "--tasks"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
   bench: ["what", "--rounds <n>"],
 };

@@ -46,11 +46,11 @@ export class Userland {
     this.program = program;
   }
 
-  /** A task that begins at `symbol`. */
-  start(symbol: string, argument = 0n): Task {
+  /** A task that begins at `symbol`, on any CPU or on those that are `allowed`. */
+  start(symbol: string, allowed = -1n): Task {
     const stack = offset(this.at("stacks"), -STACK * this.tasks.length);
     const { kernel } = this.lab;
-    const task = kernel.createUserTask({ comm: symbol, entry: this.at(symbol), stack, argument });
+    const task = kernel.createUserTask({ comm: symbol, entry: this.at(symbol), stack, allowed });
     kernel.start(task);
     this.tasks.push(task);
     return task;
@@ -70,5 +70,10 @@ export class Userland {
   /** The n-th word at `symbol`, signed. */
   word(symbol: string, n = 0): bigint {
     return BigInt.asIntN(64, this.lab.machine.memory.readWord(offset(this.at(symbol), 8 * n)));
+  }
+
+  /** Writes the first word at `symbol`. */
+  set(symbol: string, value: bigint): void {
+    this.lab.machine.memory.writeWord(this.at(symbol), value);
   }
 }
