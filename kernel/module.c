@@ -63,7 +63,7 @@ static noinline long load_module(const char *name)
 	if (result)
 		return result;
 	if (module->init)
-		result = ((long (*)(void))module->init)();
+		result = ((int (*)(void))module->init)();
 	if (result) {
 		WRITE_ONCE(module->state, MODULE_STATE_GOING);
 		unlink_module(module);

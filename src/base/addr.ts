@@ -19,10 +19,13 @@ export function isCanonical(value: number | bigint): boolean {
   return signed >= -LIMIT && signed < LIMIT && (typeof signed === "bigint" || Number.isInteger(signed));
 }
 
-/** The address of a signed number or of a bigint in either signedness. Throws RangeError if it is not canonical. */
+/** What `addr` throws: of words that guest code has written, a value like any other. */
+export class NotCanonical extends RangeError {}
+
+/** The address of a signed number or of a bigint in either signedness. Throws NotCanonical if it is none. */
 export function addr(value: number | bigint): Addr {
   const signed = typeof value === "bigint" ? BigInt.asIntN(64, value) : value;
-  if (!isCanonical(signed)) throw new RangeError(`0x${toHex64(value)} is not a canonical address`);
+  if (!isCanonical(signed)) throw new NotCanonical(`0x${toHex64(value)} is not a canonical address`);
   return Number(signed) as Addr;
 }
 

@@ -6,9 +6,9 @@
 
 import type { Addr } from "../base/addr.ts";
 import type { Chooser } from "../base/chooser.ts";
-import { Refusal } from "../base/refuse.ts";
 import { describeExit, type Exit } from "../machine/exit.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
+import { isBroken, unlessBroken } from "./broken.ts";
 import type { Panic } from "./hypercall.ts";
 import type { Cpu, Kernel } from "./kernel.ts";
 import { VECTORS } from "./layout.ts";
@@ -89,15 +89,11 @@ export class Conductor {
 
   /** Runs until something ends it. It can be gone on with after `budget` and `stopped`. */
   run(options: ConductOptions): RunEnd {
-    try {
-      return this.conduct(options);
-    } catch (error) {
-      // Guest code has broken structures of the kernel's: a pointer in them leads nowhere.
-      if (!(error instanceof Refusal) || error.code !== "unmapped") throw error;
-      const text = `the kernel's structures are broken: ${error.message}`;
-      this.kernel.log.print(`Kernel panic - not syncing: ${text}`);
-      return { kind: "oops", cpu: 0, task: undefined, text };
-    }
+    const end = unlessBroken(() => this.conduct(options));
+    if (!isBroken(end)) return end;
+    const text = `the kernel's structures are broken: ${end.broken}`;
+    this.log(() => [`Kernel panic - not syncing: ${text}`]);
+    return { kind: "oops", cpu: 0, task: undefined, text };
   }
 
   private conduct({ budget, watch }: ConductOptions): RunEnd {
@@ -120,7 +116,7 @@ export class Conductor {
       if (slices % HANG_EVERY === 0) {
         const hang = findHang(this.kernel, this.options.patience);
         if (hang !== undefined) {
-          this.log(this.writer.hang(hang));
+          this.log(() => this.writer.hang(hang));
           return { kind: "hang", ...hang };
         }
       }
@@ -184,23 +180,25 @@ export class Conductor {
         kernel.cpus[vcpu.index]!.struct.set("halted", vcpu.careful ? 0 : 1);
         return undefined;
       case "panic":
-        this.log(this.writer.panic(vcpu, exit.text));
+        this.log(() => this.writer.panic(vcpu, exit.text));
         return this.oops(vcpu, `kernel BUG: ${exit.text}`);
       default: {
         const taken = kernel.exception(vcpu, exit);
         if (taken === undefined) {
           const text = describeExit(exit, this.name);
-          this.log(this.writer.panic(vcpu, text));
+          this.log(() => this.writer.panic(vcpu, text));
           return this.oops(vcpu, text);
         }
-        this.log(this.writer.exception(vcpu, taken));
+        this.log(() => this.writer.exception(vcpu, taken));
         return this.oops(vcpu, describeExit({ kind: "fault", ip: taken.ip, fault: taken.fault }, this.name));
       }
     }
   }
 
-  private log(lines: readonly string[]): void {
-    for (const line of lines) this.kernel.log.print(line);
+  private log(write: () => readonly string[]): void {
+    const lines = unlessBroken(write);
+    for (const line of isBroken(lines) ? [`(no more can be read: ${lines.broken})`] : lines)
+      this.kernel.log.print(line);
   }
 
   private oops(vcpu: Vcpu, text: string): RunEnd {

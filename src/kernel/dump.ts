@@ -9,6 +9,7 @@ import type { Vcpu } from "../machine/vcpu.ts";
 import { nextStack } from "../unwind/guess.ts";
 import { orcUnwinder } from "../unwind/orcWalker.ts";
 import type { Frame, StackInfo, Start, UnwindContext, Unwinder } from "../unwind/walk.ts";
+import { isBroken, unlessBroken } from "./broken.ts";
 import type { Kernel } from "./kernel.ts";
 import { TASK_STATE } from "./layout.ts";
 import type { Task } from "./task.ts";
@@ -52,8 +53,11 @@ export class Dumper {
 
   /** Every task, as sysrq-t shows them: those that sleep, wait or run, and where. */
   tasks(): string[] {
-    const shown = this.kernel.tasks.filter((task) => !task.has("PF_LAB") || task.onCpu);
-    return ["sysrq: Show State", ...shown.flatMap((task) => this.task(task))];
+    const shown = unlessBroken(() => this.kernel.tasks.filter((task) => !task.has("PF_LAB") || task.onCpu));
+    const head = "sysrq: Show State";
+    if (isBroken(shown)) return [head, unreadable(shown.broken)];
+    const lines = shown.map((task) => unlessBroken(() => this.task(task)));
+    return [head, ...lines.flatMap((one) => (isBroken(one) ? [unreadable(one.broken)] : one))];
   }
 
   task(task: Task): string[] {
@@ -216,6 +220,10 @@ export class Dumper {
     while (at < stack.high && memory.readNumber(at) === 0) at = offset(at, 8);
     return at - stack.low;
   }
+}
+
+function unreadable(why: string): string {
+  return `(cannot be read: ${why})`;
 }
 
 function isUser(regs: Regs): boolean {

@@ -2,10 +2,9 @@
 //
 // Guest code may ask anything: what makes no sense is a value that ends the run.
 
-import type { Addr } from "../base/addr.ts";
-import { offset } from "../base/addr.ts";
-import { Refusal } from "../base/refuse.ts";
+import { type Addr, addr, offset } from "../base/addr.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
+import { isBroken, unlessBroken } from "./broken.ts";
 import type { Kernel } from "./kernel.ts";
 import { HYPERCALL, VECTORS } from "./layout.ts";
 
@@ -28,7 +27,7 @@ const ANSWERS: Readonly<Record<number, Answer>> = {
     return tasks[choose(kernel, "task", tasks.length)]?.struct.at ?? "there is no task to pick";
   },
   [HYPERCALL.HC_SELECT_CPU]: (kernel, _, [task]) => {
-    const allowed = kernel.table.at(address(task)).struct.get("cpus_allowed");
+    const allowed = kernel.table.at(addr(task)).struct.get("cpus_allowed");
     const able = kernel.cpus.flatMap((__, n) => (((allowed >> BigInt(n)) & 1n) === 0n ? [] : [n]));
     return able[choose(kernel, "cpu", able.length)] ?? 0;
   },
@@ -46,22 +45,22 @@ const ANSWERS: Readonly<Record<number, Answer>> = {
   },
   [HYPERCALL.HC_NEW_TASK]: (kernel) => kernel.table.create()?.struct.at ?? 0,
   [HYPERCALL.HC_TASK_BEGINS]: (kernel, _, [task]) => {
-    kernel.begins(kernel.table.at(address(task)));
+    kernel.begins(kernel.table.at(addr(task)));
     return 0;
   },
   [HYPERCALL.HC_PRINTK]: (kernel, _, [format, words, count]) => {
     const { memory } = kernel.machine;
     const length = count > MAX_WORDS ? MAX_WORDS : Number(count);
-    const args = Array.from({ length }, (__, n) => memory.readWord(offset(address(words), 8 * n)));
-    kernel.log.printf(address(format), args);
+    const args = Array.from({ length }, (__, n) => memory.readWord(offset(addr(words), 8 * n)));
+    kernel.log.printf(addr(format), args);
     return 0;
   },
-  [HYPERCALL.HC_MAP_MODULE]: (kernel, _, [name]) => kernel.modules?.map(kernel.log.text(address(name))) ?? 0,
+  [HYPERCALL.HC_MAP_MODULE]: (kernel, _, [name]) => kernel.modules?.map(kernel.log.text(addr(name))) ?? 0,
   [HYPERCALL.HC_UNMAP_MODULE]: (kernel, _, [module]) => {
-    kernel.modules?.unmap(address(module));
+    kernel.modules?.unmap(addr(module));
     return 0;
   },
-  [HYPERCALL.HC_PANIC]: (kernel, _, [what]) => kernel.log.text(address(what)),
+  [HYPERCALL.HC_PANIC]: (kernel, _, [what]) => kernel.log.text(addr(what)),
 };
 
 /** Answers the question that `vcpu` has just asked; undefined, or why nothing can go on. */
@@ -76,19 +75,10 @@ export function answerHypercall(kernel: Kernel, vcpu: Vcpu): Panic | undefined {
 function ask(kernel: Kernel, vcpu: Vcpu, number: number): number | string {
   const answer = ANSWERS[number];
   if (answer === undefined) return `hypercall ${number} is none`;
-  try {
-    return answer(kernel, vcpu, [vcpu.get("rsi"), vcpu.get("rdx"), vcpu.get("rcx")]);
-  } catch (error) {
-    // It has been given an address where nothing is.
-    if (error instanceof Refusal && error.code === "unmapped") return `hypercall ${number}: ${error.message}`;
-    throw error;
-  }
+  const found = unlessBroken(() => answer(kernel, vcpu, [vcpu.get("rsi"), vcpu.get("rdx"), vcpu.get("rcx")]));
+  return isBroken(found) ? `hypercall ${number}: ${found.broken}` : found;
 }
 
 function choose(kernel: Kernel, kind: "task" | "cpu" | "balance", count: number): number {
   return count > 1 ? kernel.chooser.choose(kind, count) : 0;
-}
-
-function address(word: bigint): Addr {
-  return Number(BigInt.asIntN(64, word)) as Addr;
 }

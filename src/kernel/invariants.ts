@@ -10,6 +10,7 @@ import type { Vcpu } from "../machine/vcpu.ts";
 import { orcUnwinder } from "../unwind/orcWalker.ts";
 import { DOUBTS, type Unwinder } from "../unwind/walk.ts";
 import { FLAG } from "../x86/register.ts";
+import { isBroken, unlessBroken } from "./broken.ts";
 import type { Cpu, Kernel } from "./kernel.ts";
 import { CONSTANTS, PROCESS_FLAG, TASK_STATE, THREAD_FLAG } from "./layout.ts";
 import type { Task } from "./task.ts";
@@ -222,6 +223,11 @@ export class Invariants {
 
   /** The first rule that does not hold now. */
   check(): Violation | undefined {
+    const found = unlessBroken(() => this.look());
+    return isBroken(found) ? { rule: "structures lead somewhere", what: found.broken } : found;
+  }
+
+  private look(): Violation | undefined {
     const sight = new Sight(this.kernel, this.locks);
     for (const [rule, { busy, check }] of Object.entries(RULES)) {
       if (busy?.(sight) === true) continue;

@@ -14,6 +14,8 @@ import { Task } from "./task.ts";
 /** Of these a structure keeps what it has when it is used again. */
 const LASTING = ["stack", "ret_stack", "sigactions"] as const;
 
+const NO_STACK = new Uint8Array(STACK_SIZE);
+
 export class TaskTable {
   private readonly machine: Machine;
   private readonly heap: Heap;
@@ -101,6 +103,7 @@ export class TaskTable {
     memory.write(at as Addr, new Uint8Array(TASK.size));
     memory.write(actions, new Uint8Array(SIGACTION.size * CONSTANTS.NR_SIGNALS));
     for (const [field, value] of kept) struct.set(field, value);
+    memory.write(struct.getNumber("stack") as Addr, NO_STACK); // as the kernel does with stacks that it uses again
     return at as Addr;
   }
 
