@@ -1,16 +1,21 @@
 // How long runs of the kernel with its patients take: `fentrylab bench runs`.
 //
-// A long one with many tasks, which ends by its budget with everybody in the middle of something; and short ones to
+// Ten million instructions from where there are two hundred tasks, everybody in the middle of something; and short runs to
 // their ends, by seed. Each with a look at the invariants at every fourth slice, and without.
 
 import { cpus } from "node:os";
-import { seeded } from "../src/explore/chooser.ts";
+import { bug } from "../src/base/refuse.ts";
+import { Recorder, seeded } from "../src/explore/chooser.ts";
+import type { Snapshot } from "../src/machine/snapshot.ts";
+import { Patients } from "../src/patients.ts";
 import { Runner } from "../src/run.ts";
 import { DEFAULT_SETTINGS, type RunSettings } from "../src/settings.ts";
 import { type Progress, type Spread, spread } from "./spread.ts";
 
-/** More than two hundred tasks, counting partners; nobody gets through so many rounds. */
-const LONG: RunSettings = { vcpus: 4, copies: 12, rounds: 1000, budget: 10_000_000 };
+/** Nobody gets through so many rounds. */
+const MANY = { vcpus: 4, copies: 16, rounds: 100_000 } as const;
+const TASKS = 200;
+const LONG_BUDGET = 10_000_000;
 const SHORT: RunSettings = { ...DEFAULT_SETTINGS, vcpus: 4 };
 /** Short runs that make a sample. */
 const SEEDS = 10;
@@ -35,7 +40,7 @@ export interface RunsFact {
 
 export interface RunsReport {
   readonly machine: { readonly node: string; readonly cpu: string; readonly rounds: number };
-  /** Of the long run, at its end: tasks there are, and vCPUs. */
+  /** Of the long run, where it begins: tasks there are, and vCPUs. */
   readonly tasks: number;
   readonly vcpus: number;
   readonly runs: readonly RunsFact[];
@@ -45,29 +50,29 @@ export async function benchRuns({
   rounds = 5,
   progress = () => {},
 }: RunsBenchOptions = {}): Promise<RunsReport> {
-  const [long, short] = [await Runner.open(LONG), await Runner.open(SHORT)];
+  const [long, short] = [await Long.open(), await Runner.open(SHORT)];
+  const shorts = (every: number) => () => runSeeds(short, every);
   const kinds = [
-    { what: "long", runner: long, seeds: 1, every: 0 },
-    { what: "long, invariants", runner: long, seeds: 1, every: EVERY },
-    { what: `${SEEDS} short`, runner: short, seeds: SEEDS, every: 0 },
-    { what: `${SEEDS} short, invariants`, runner: short, seeds: SEEDS, every: EVERY },
+    { what: "long", run: () => long.run(0) },
+    { what: "long, invariants", run: () => long.run(EVERY) },
+    { what: `${SEEDS} short`, run: shorts(0) },
+    { what: `${SEEDS} short, invariants`, run: shorts(EVERY) },
   ];
   const samples = kinds.map(() => [] as Sample[]);
   // The first round compiles, and is not counted.
   for (let round = 0; round <= rounds; round++) {
-    for (const [n, { what, runner, seeds, every }] of kinds.entries()) {
-      const sample = take(runner, seeds, every);
+    for (const [n, { what, run }] of kinds.entries()) {
+      const sample = take(run);
       if (round > 0) samples[n]!.push(sample);
       progress(round * kinds.length + n + 1, (rounds + 1) * kinds.length, what);
     }
   }
-  long.run(seeded(1), { every: 0 });
-  const tasks = long.patients.lab.kernel.tasks.length;
+  const { tasks } = long;
   for (const { patients } of [long, short]) patients.lab.dispose();
   return {
     machine: { node: process.version, cpu: cpus()[0]?.model ?? "unknown", rounds },
     tasks,
-    vcpus: LONG.vcpus,
+    vcpus: MANY.vcpus,
     runs: kinds.map(({ what }, n) => ({
       what,
       seconds: spread(samples[n]!.map(({ seconds }) => seconds)),
@@ -78,24 +83,72 @@ export async function benchRuns({
   };
 }
 
-interface Sample {
-  readonly seconds: number;
-  readonly cpuSeconds: number;
+/** What a run comes to; the same every time. */
+interface Work {
   readonly instructions: number;
   readonly choices: number;
 }
 
-function take(runner: Runner, seeds: number, every: number): Sample {
+interface Sample extends Work {
+  readonly seconds: number;
+  readonly cpuSeconds: number;
+}
+
+function take(run: () => Work): Sample {
   const [begun, before] = [performance.now(), process.cpuUsage()];
+  const work = run();
+  const { user, system } = process.cpuUsage(before);
+  return { ...work, seconds: (performance.now() - begun) / 1000, cpuSeconds: (user + system) / 1e6 };
+}
+
+function runSeeds(runner: Runner, every: number): Work {
   let [instructions, choices] = [0, 0];
-  for (let seed = 1; seed <= seeds; seed++) {
+  for (let seed = 1; seed <= SEEDS; seed++) {
     const facts = runner.run(seeded(seed), { every });
     instructions += facts.instructions;
     choices += facts.choices.answers.length / 3;
   }
-  const { user, system } = process.cpuUsage(before);
-  const seconds = (performance.now() - begun) / 1000;
-  return { seconds, cpuSeconds: (user + system) / 1e6, instructions, choices };
+  return { instructions, choices };
+}
+
+/** A kernel with so many tasks, to be run on from there. */
+class Long {
+  readonly patients: Patients;
+  private readonly start: Snapshot;
+
+  static async open(): Promise<Long> {
+    const patients = await Patients.open(MANY);
+    const { lab } = patients;
+    const conductor = lab.conductor({ chooser: seeded(1) });
+    patients.begin();
+    const watch = () => (lab.kernel.tasks.length > TASKS ? "enough" : undefined);
+    const end = conductor.run({ budget: Number.MAX_SAFE_INTEGER, watch });
+    return end.kind === "stopped" ? new Long(patients) : bug(`the way to ${TASKS} tasks ended: ${end.kind}`);
+  }
+
+  private constructor(patients: Patients) {
+    this.patients = patients;
+    this.start = patients.lab.machine.snapshot();
+  }
+
+  get tasks(): number {
+    this.patients.lab.machine.restore(this.start);
+    return this.patients.lab.kernel.tasks.length;
+  }
+
+  run(every: number): Work {
+    const { lab } = this.patients;
+    lab.machine.restore(this.start);
+    const recorder = new Recorder(seeded(2));
+    const conductor = lab.conductor({ chooser: recorder });
+    const invariants = lab.invariants();
+    const before = lab.machine.instructions;
+    let slices = 0;
+    const watch = () => (every > 0 && ++slices % every === 0 ? invariants.check()?.what : undefined);
+    const end = conductor.run({ budget: LONG_BUDGET, watch });
+    if (end.kind !== "budget") bug(`a run that should go on ended: ${end.kind}`);
+    return { instructions: lab.machine.instructions - before, choices: recorder.length };
+  }
 }
 
 export function renderRunsReport({ machine, tasks, vcpus, runs }: RunsReport): string {
@@ -106,7 +159,7 @@ export function renderRunsReport({ machine, tasks, vcpus, runs }: RunsReport): s
       `${what.padEnd(22)}${figure(seconds)}  ${figure(cpuSeconds)}  ${String(instructions).padStart(12)}  ${String(choices).padStart(8)}`,
   );
   return [
-    `${machine.cpu}, Node ${machine.node}, ${machine.rounds} rounds; the long run has ${tasks} tasks on ${vcpus} vCPUs.`,
+    `${machine.cpu}, Node ${machine.node}, ${machine.rounds} rounds; the long run begins with ${tasks} tasks on ${vcpus} vCPUs.`,
     "",
     `${"".padEnd(22)}${"seconds".padStart(7)} ${"min..max".padStart(12)}  ${"CPU".padStart(7)} ${"min..max".padStart(12)}  instructions   choices`,
     ...lines,

@@ -44,7 +44,7 @@ export class TaskTable {
     return this.everything.filter((task) => !task.has("PF_IDLE"));
   }
 
-  /** With the idle tasks, in the kernel's order. */
+  /** With the idle tasks. The kernel's list has the latest first, and numbers are given out in turn. */
   get everything(): Task[] {
     const tasks: Task[] = [];
     const most = this.word(this.made); // a list that guest code has bent into a circle ends too
@@ -53,7 +53,7 @@ export class TaskTable {
       tasks.push(task);
       at = task.struct.getNumber("tasks_next");
     }
-    return tasks.sort((a, b) => a.pid - b.pid);
+    return tasks.reverse();
   }
 
   /** The task whose structure is at `at`. */

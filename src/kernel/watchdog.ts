@@ -22,7 +22,7 @@ export interface Hang {
 }
 
 const SOFT_LOCKUP = 2_000_000;
-const HUNG_TASK = 20_000_000;
+const HUNG_TASK = 200_000_000;
 const MICROSECOND = 1000;
 
 /** The first thing that has gone on for too long. */

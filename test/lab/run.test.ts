@@ -52,10 +52,10 @@ describe("the same seed", () => {
   });
 });
 
-describe("a hundred and twenty seeds", () => {
-  test.each([1, 2, 3, 4, 6, 8])("find nothing wrong with %i vCPUs: 20 of them", async (vcpus) => {
+describe("sixty seeds", () => {
+  test.each([1, 2, 3, 4, 6, 8])("find nothing wrong with %i vCPUs: 10 of them", async (vcpus) => {
     const runner = await runnerOf(vcpus);
-    for (let seed = 1000; seed < 1020; seed++)
+    for (let seed = 1000; seed < 1010; seed++)
       expect(runner.run(seeded(seed), { every: 3 }).finding, `seed ${seed}`).toBeNull();
   });
 });
