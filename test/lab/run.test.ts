@@ -142,3 +142,16 @@ test("a script that ends too early is refused, and one that answers what was not
   expect(() => runner.run(scripted([0, 0, 0]))).toThrow(expect.objectContaining({ code: "script-over" }));
   expect(() => runner.run(scripted([99], FIRST))).toThrow(expect.objectContaining({ code: "script-answer" }));
 });
+
+test("every invariant is looked at, hundreds of times", async () => {
+  const again = await Runner.open({ ...DEFAULT_SETTINGS, vcpus: 4 });
+  const conductor = again.patients.lab.conductor({ chooser: seeded(1) });
+  again.patients.begin();
+  const invariants = again.patients.lab.invariants();
+  const watch = () => invariants.check()?.what;
+  expect(conductor.run({ budget: 300_000, watch }).kind).toBe("budget");
+  const counts = Object.entries(invariants.counts);
+  expect(counts.length).toBeGreaterThanOrEqual(19);
+  for (const [rule, count] of counts) expect(count, rule).toBeGreaterThan(200);
+  again.patients.lab.dispose();
+});
