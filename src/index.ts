@@ -1,8 +1,14 @@
 // The library's face.
 
-export { runAudit } from "./audit.ts";
+export { runAudit, runPatientsAudit } from "./audit.ts";
 export { type Addr, addr, hex } from "./base/addr.ts";
+export { type ChoiceKind, type Chooser, FIRST } from "./base/chooser.ts";
 export { Refusal } from "./base/refuse.ts";
+export { type Choices, Recorder, recorded, scripted, seeded } from "./explore/chooser.ts";
+export type { ConductOptions, Conductor, ConductorOptions, RunEnd } from "./kernel/conductor.ts";
+export type { Invariants, Violation } from "./kernel/invariants.ts";
+export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts";
+export type { Task } from "./kernel/task.ts";
 export { type CallOptions, type CallResult, Lab, type LabOptions } from "./lab.ts";
 export type { CallFrame, InterruptFrame, TrueFrame } from "./machine/callChain.ts";
 export type { Exit, Fault } from "./machine/exit.ts";
@@ -17,6 +23,8 @@ export {
 } from "./machine/staleCode.ts";
 export { type TraceEvent, type TraceKinds, TraceRecord, type TraceSink } from "./machine/trace.ts";
 export type { RunOptions, Vcpu } from "./machine/vcpu.ts";
+export { Patients, type PatientsOptions } from "./patients.ts";
+export { type RunRecord, readRecord, writeRecord } from "./record.ts";
 export { type HostReference, openHost } from "./reference/host.ts";
 export {
   type Difference,
@@ -27,6 +35,8 @@ export {
 export type { Missing, Reference } from "./reference/reference.ts";
 export { openUnicorn, type UnicornReference } from "./reference/unicorn.ts";
 export type { AuditReport } from "./report/audit.ts";
+export { type RunFacts, Runner } from "./run.ts";
+export { DEFAULT_SETTINGS, type RunSettings } from "./settings.ts";
 export { framePointerUnwinder } from "./unwind/framePointer.ts";
 export { guessUnwinder } from "./unwind/guess.ts";
 export { OrcWalk, orcUnwinder } from "./unwind/orcWalker.ts";

@@ -30,10 +30,10 @@ export function isRight({ frames }: Walk, chain: readonly TrueFrame[], sites: Si
   return true;
 }
 
-/** Without what was interrupted in user mode, which has the lower half of all addresses: no walk of a kernel stack names that. */
+/** Up to user mode, which has the lower half of all addresses: what was interrupted there, and calls on its stack, no walk names. */
 function withoutUser(chain: readonly TrueFrame[]): readonly TrueFrame[] {
-  const last = chain.at(-1);
-  return last?.kind === "interrupt" && last.ip >= 0 ? chain.slice(0, -1) : chain;
+  const user = chain.findIndex((frame) => frame.slot >= 0 || (frame.kind === "interrupt" && frame.ip >= 0));
+  return user < 0 ? chain : chain.slice(0, user);
 }
 
 function mayBeCopy(slot: Addr, frame: TrueFrame): boolean {
