@@ -5,13 +5,8 @@
 
 .include "macros.inc"
 
-# The rest of a pt_regs below the hardware's frame, the error code, and a vector in rdi's place, which goes to rdi.
-.macro save_regs
-	xchg %rdi, (%rsp)
-	push %rsi
-	push %rdx
-	push %rcx
-	push %rax
+# A pt_regs from r8 on down, with what it tells walkers.
+.macro push_from_r8
 	push %r8
 	push %r9
 	push %r10
@@ -24,10 +19,20 @@
 	push %r15
 	unwind_hint_regs
 	lea 1(%rsp), %rbp			# for frame-pointer walks: here are registers, not a frame
+.endm
+
+# The rest of a pt_regs below the hardware's frame, the error code, and a vector in rdi's place, which goes to rdi.
+.macro save_regs
+	xchg %rdi, (%rsp)
+	push %rsi
+	push %rdx
+	push %rcx
+	push %rax
+	push_from_r8
 	cld					# the ABI's promise to all that is called
 .endm
 
-.macro restore_regs
+.macro pop_regs
 	pop %r15
 	pop %r14
 	pop %r13
@@ -43,6 +48,10 @@
 	pop %rdx
 	pop %rsi
 	pop %rdi
+.endm
+
+.macro restore_regs
+	pop_regs
 	add $8, %rsp				# the error code
 .endm
 
@@ -181,38 +190,13 @@ entry_SYSCALL_64_on_stack:
 	push %rdx
 	push %rcx
 	push $-ENOSYS				# ax
-	push %r8
-	push %r9
-	push %r10
-	push %r11
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
-	unwind_hint_regs
-	lea 1(%rsp), %rbp
+	push_from_r8
 	mov %rsp, %rdi
 	mov %rax, %rsi
 	call do_syscall_64
 	test %eax, %eax
 	jz return_by_iret
-	pop %r15				# as restore_regs, but to the user's stack by hand
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
-	pop %r11
-	pop %r10
-	pop %r9
-	pop %r8
-	pop %rax
-	pop %rcx
-	pop %rdx
-	pop %rsi
-	pop %rdi
+	pop_regs				# and to the user's stack by hand
 	mov PT_REGS_SP - PT_REGS_ORIG_AX(%rsp), %rsp
 	.globl entry_SYSCALL_64_off_stack
 entry_SYSCALL_64_off_stack:

@@ -113,7 +113,6 @@ struct task {
 	u64 futex;
 	struct task *futex_next;
 	int trace_signal;
-	int in_execution;
 	u64 switches;
 	u64 switched_at;
 } __attribute__((aligned(8)));
@@ -154,7 +153,6 @@ _Static_assert(__builtin_offsetof(struct task, thread_argument) == 216, "");
 _Static_assert(__builtin_offsetof(struct task, futex) == 224, "");
 _Static_assert(__builtin_offsetof(struct task, futex_next) == 232, "");
 _Static_assert(__builtin_offsetof(struct task, trace_signal) == 240, "");
-_Static_assert(__builtin_offsetof(struct task, in_execution) == 244, "");
 _Static_assert(__builtin_offsetof(struct task, switches) == 248, "");
 _Static_assert(__builtin_offsetof(struct task, switched_at) == 256, "");
 _Static_assert(sizeof(struct task) == 264, "");
@@ -352,7 +350,6 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define JOBCTL_TRACED 1
 #define JOBCTL_STOPPED 2
 #define KTHREAD_SHOULD_STOP 1
-#define KTHREAD_STOPPED 2
 #define SIGHUP 1
 #define SIGINT 2
 #define SIGILL 4

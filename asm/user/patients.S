@@ -304,13 +304,13 @@ program restorer
 	ud2
 done restorer
 
-# A read that a handler interrupts, and that goes on behind it: SA_RESTART.
-program restarted
+# A pipe at rsp, a handler by `action` that counts in r15's word, and a partner, r14, that first signals and then writes.
+.macro begin_signalled action
 	sub $24, %rsp
 	lea 16(%rsp), %r15
 	movq $0, (%r15)
 	mov $SIGUSR1, %edi
-	lea restart_action(%rip), %rsi
+	lea \action(%rip), %rsi
 	xor %edx, %edx
 	sys NR_rt_sigaction
 	mov %rsp, %rdi
@@ -319,6 +319,21 @@ program restarted
 	mov %rax, %r13
 	partner signaller
 	mov %rax, %r14
+.endm
+
+.macro end_signalled code
+	mov (%rsp), %edi
+	sys NR_close
+	reap %r14
+	test %eax, %eax
+	check \code
+	add $24, %rsp
+	ret
+.endm
+
+# A read that a handler interrupts, and that goes on behind it: SA_RESTART.
+program restarted
+	begin_signalled restart_action
 	mov (%rsp), %edi
 	lea 8(%rsp), %rsi
 	mov $1, %edx
@@ -327,13 +342,7 @@ program restarted
 	check 13
 	cmpq $1, (%r15)
 	check 14
-	mov (%rsp), %edi
-	sys NR_close
-	reap %r14
-	test %eax, %eax
-	check 15
-	add $24, %rsp
-	ret
+	end_signalled 15
 done restarted
 
 # The partner's: a signal, later a byte.
@@ -361,19 +370,7 @@ done signaller
 
 # A wait that nothing restarts: user code sees -EINTR, and waits again.
 program interrupted
-	sub $24, %rsp
-	lea 16(%rsp), %r15
-	movq $0, (%r15)
-	mov $SIGUSR1, %edi
-	lea plain_action(%rip), %rsi
-	xor %edx, %edx
-	sys NR_rt_sigaction
-	mov %rsp, %rdi
-	call open_pipe
-	sys NR_getpid
-	mov %rax, %r13
-	partner signaller
-	mov %rax, %r14
+	begin_signalled plain_action
 1:	mov (%rsp), %edi
 	mov $-1, %r10
 	sys NR_epoll_wait
@@ -383,13 +380,7 @@ program interrupted
 	check 17
 	cmpq $1, (%r15)
 	check 18
-	mov (%rsp), %edi
-	sys NR_close
-	reap %r14
-	test %eax, %eax
-	check 19
-	add $24, %rsp
-	ret
+	end_signalled 19
 done interrupted
 
 # In a function of the kernel's that sleeps and cannot be interrupted, by nothing at all.

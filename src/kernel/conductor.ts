@@ -64,6 +64,8 @@ export const INTERRUPTIONS: readonly Interruption[] = [
 const TICK_EVERY = 10_000;
 /** Patience itself costs something. */
 const HANG_EVERY = 64;
+/** Slices in a row in which nothing retires: where exceptions are all that happens, guest time stands still. */
+const MOST_FRUITLESS = 10_000;
 
 export class Conductor {
   private readonly kernel: Kernel;
@@ -98,6 +100,7 @@ export class Conductor {
 
   private conduct({ budget, watch }: ConductOptions): RunEnd {
     let left = budget;
+    let fruitless = 0;
     for (let slices = 1; left > 0; slices++) {
       const vcpu = this.nextVcpu();
       if (vcpu === undefined) {
@@ -111,6 +114,9 @@ export class Conductor {
       left -= executed;
       this.kernel.clock += executed;
       if (end !== undefined) return end;
+      fruitless = executed === 0 ? fruitless + 1 : 0;
+      if (fruitless > MOST_FRUITLESS)
+        return this.oops(vcpu, "exceptions only: no instruction retires any more");
       const why = watch?.();
       if (why !== undefined) return { kind: "stopped", why };
       if (slices % HANG_EVERY === 0) {

@@ -54,7 +54,6 @@ export const TASK = layout("task", {
   futex_next: "struct task *",
   /** Of a tracer's request, what the tracee is to go on with. */
   trace_signal: 4,
-  in_execution: 4,
   /** Switches to it, and when the last one away from it was. */
   switches: 8,
   switched_at: 8,
@@ -204,7 +203,6 @@ const JOB_CONTROL = {
   JOBCTL_TRACED: 1,
   JOBCTL_STOPPED: 2,
   KTHREAD_SHOULD_STOP: 1,
-  KTHREAD_STOPPED: 2,
 } as const;
 
 /** Signal numbers (signal(7), x86). */

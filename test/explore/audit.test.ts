@@ -42,8 +42,11 @@ describe("ORC", () => {
     expect(report.unfinished).toEqual([]);
     expect(report.violations).toEqual([]);
     expect(report.verdicts.reliableWrong).toBe(0);
-    // What is entered from user mode, the audit of patients reaches.
-    expect(report.coverage.percent).toBeGreaterThanOrEqual(96);
+    // What is entered from user mode, and an NMI in an NMI, are others' to reach: patients.test.ts, test/kernel/nmi.test.ts.
+    const elsewhere = /^(entry_SYSCALL_64|return_to_user|return_by_iret|ret_from_fork|asm_exc_nmi)\+/;
+    const { instructions, missed } = report.coverage;
+    const own = missed.filter((place) => !elsewhere.test(place)).length;
+    expect((instructions - own) / instructions).toBeGreaterThanOrEqual(0.97);
     expect(needlessDoubt(report)).toBeLessThan(0.01);
     expect(report.modes.atRest.reliableRight).toBeGreaterThan(200_000);
     expect(report.modes.sleeping.reliableRight).toBeGreaterThan(10);

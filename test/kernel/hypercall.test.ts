@@ -79,3 +79,16 @@ test("a printk's width and arguments are bounded", () => {
   const line = kernel.log.lines.at(-1)!;
   expect(line.length).toBeLessThanOrEqual(256);
 });
+
+test("a run in which nothing retires any more ends", async () => {
+  const patients = await Patients.open();
+  const { machine } = patients.lab;
+  const execute = () => ({ kind: "budget", ip: machine.vcpus[0]!.rip }) as const;
+  const conductor = patients.lab.conductor({ chooser: seeded(1), execute });
+  patients.begin();
+  expect(conductor.run({ budget: 100 })).toMatchObject({
+    kind: "oops",
+    text: expect.stringContaining("no instruction retires"),
+  });
+  patients.lab.dispose();
+});

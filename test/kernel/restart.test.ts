@@ -124,10 +124,6 @@ program handler
 	mov $0, %r12
 	ret
 done handler
-program restorer
-	sys NR_rt_sigreturn
-	ud2
-done restorer
 .data
 .p2align 3
 action: .quad handler, ${flags === "none" ? 0 : flags}, restorer, 0

@@ -5,10 +5,6 @@ import { THREAD_FLAG } from "../../src/kernel/layout.ts";
 import { Userland } from "./userland.ts";
 
 const COMMON = `
-program restorer
-	sys NR_rt_sigreturn
-	ud2
-done restorer
 program count
 	incq handled(%rip)
 	mov %rdi, signal(%rip)

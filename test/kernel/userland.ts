@@ -16,6 +16,11 @@ const PROLOGUE = `.include "user/program.inc"
 	.skip 4096 * 8
 stacks:
 .text
+# Where every handler returns to.
+program restorer
+	sys NR_rt_sigreturn
+	ud2
+done restorer
 `;
 const STACK = 4096;
 /** Short, so that everybody gets his turn. */
@@ -26,7 +31,7 @@ export class Userland {
   readonly program: Image;
   readonly tasks: Task[] = [];
 
-  /** `source` is the program's, behind its prologue: eight stacks of a page end at `stacks`, downwards. */
+  /** `source` is the program's, behind its prologue: eight stacks of a page end at `stacks`, downwards; `restorer`. */
   static async open(source: string, options: LabOptions = {}): Promise<Userland> {
     const lab = await Lab.open(options);
     const folder = mkdtempSync(join(tmpdir(), "fentrylab-"));

@@ -130,10 +130,6 @@ done waker
 program handler
 	ret
 done handler
-program restorer
-	sys NR_rt_sigreturn
-	ud2
-done restorer
 .data
 .p2align 3
 action: .quad handler, 0, restorer, 0
