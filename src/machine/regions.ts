@@ -102,7 +102,8 @@ export class Regions {
   /**
    * Compiles the code reachable from `ip`, for the kernel or user code; undefined if not even its first instruction can
    * be. `went` says where instructions went when they were last seen; it guides the layout, and correctness does not
-   * rest on it.
+   * rest on it. Code that was left in the middle of a block is entered there again: of it only the rest of the block is
+   * made, since everything behind that is compiled.
    */
   compile(
     ip: Addr,
@@ -211,13 +212,21 @@ export class Regions {
     for (const { ip } of region.blocks) removeFrom(this.keptWith, ip, region);
   }
 
+  /** Whether an active region has the instruction at `ip`, in whatever place of a block. */
+  private isCompiled(ip: Addr): boolean {
+    for (const region of this.byPage.get(pageOf(ip)) ?? []) if (holds(region, ip)) return true;
+    return false;
+  }
+
   /** Basic blocks reachable from `ip` by branches whose targets are known; callees and return points included. */
   private discover(ip: Addr, went: ReadonlyMap<Addr, Addr>): Block[] {
     const user = this.memory.find(ip)?.access.user === true;
     const instructions = new Map<Addr, Instruction>();
+    if (this.liftable(ip, user, instructions) === undefined) return [];
+    const maxBlocks = this.isCompiled(ip) ? 1 : MAX_BLOCKS;
     const leaders = new Set<Addr>();
     const pending: Addr[] = [ip];
-    while (pending.length > 0 && leaders.size < MAX_BLOCKS && instructions.size < MAX_INSTRUCTIONS) {
+    while (pending.length > 0 && leaders.size < maxBlocks && instructions.size < MAX_INSTRUCTIONS) {
       const leader = pending.pop()!;
       if (leaders.has(leader) || this.stops.has(leader)) continue;
       if (this.liftable(leader, user, instructions) === undefined) continue;

@@ -11,6 +11,7 @@ import {
   type Registers,
   restart,
   type State,
+  setRegisters,
   stateOf,
   TEXT,
   trace,
@@ -163,6 +164,23 @@ test("a budget longer than a slice is exact", () => {
   expect(result).toEqual({ kind: "budget", ip: offset(TEXT, 3) });
   expect(instructions).toBe(1_234_567);
   expect(guest.vcpu.get("rax")).toBe(617_284n);
+});
+
+test("code entered in the middle of a compiled block, as slices leave it, is compiled to the end of that block", () => {
+  // 0: inc %eax, four times; jmp 0a; 0a: dec %rcx; jne 0; vmcall
+  const guest = makeGuest("ff c0 ff c0 ff c0 ff c0 eb 00 48 ff c9 75 f1 0f 01 c1");
+  const { regions } = guest.machine;
+  setRegisters(guest, { rcx: 1000 });
+  guest.vcpu.run();
+  const blocksAt = (at: number) => regions.find(offset(TEXT, at))?.region.blocks.length;
+  expect(blocksAt(0)).toBeGreaterThan(1);
+  for (const at of [2, 4, 6, 0xd]) {
+    for (let n = 0; n < 300; n++) {
+      setRegisters(guest, { rcx: 1 }, offset(TEXT, at));
+      expect(guest.vcpu.run().kind).toBe("hypercall");
+    }
+    expect(blocksAt(at)).toBe(1);
+  }
 });
 
 test("a jump to itself comes back to until once an instruction", () => {
