@@ -94,7 +94,6 @@ done \name
 
 exception asm_exc_divide_error, 0
 exception asm_exc_debug, 1
-exception asm_exc_int3, 3
 exception asm_exc_overflow, 4
 exception asm_exc_bounds, 5
 exception asm_exc_invalid_op, 6
@@ -105,6 +104,23 @@ exception_with_error_code asm_exc_segment_not_present, 11
 exception_with_error_code asm_exc_stack_segment, 12
 exception_with_error_code asm_exc_general_protection, 13
 exception_with_error_code asm_exc_page_fault, 14
+
+# A breakpoint in the kernel may lie where a call is being written: its handler pushes the return address for it. So the
+# hardware's frame, and the word that every exception pushes, move down by as much as they are; what was interrupted goes on
+# by the copy. (One word would do; the copy must not overlap what it is made of.)
+untraced asm_exc_int3
+	unwind_hint_iret_regs 0
+	push $-1
+	testb $3, 16(%rsp)
+	jnz 1f
+.rept 5
+	push INT3_GAP - 8(%rsp)
+.endr
+	unwind_hint_iret_regs 0			# from here on by the copy
+	push INT3_GAP - 8(%rsp)
+1:	push $3
+	jmp exception_common
+done asm_exc_int3
 
 interrupt asm_common_interrupt, DEVICE_VECTOR
 interrupt asm_sysvec_apic_timer_interrupt, TIMER_VECTOR

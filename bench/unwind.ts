@@ -22,10 +22,10 @@ import { GPR } from "../src/x86/register.ts";
 import { type Act, countSamples, type Progress, type Spread, sampleInTurns, spread } from "./spread.ts";
 
 const WALKERS: readonly Unwinder[] = [orcUnwinder, framePointerUnwinder, guessUnwinder];
-/** Calls in the loop: each some eighty instructions, most of them in the trampoline. */
+/** Calls in the loop: each some seventy instructions, half of them in the trampoline. */
 const CALLS = 40n;
-/** Where walkers are timed: in the handler, seven frames deep. */
-const DEEP = "klp_redirect_handler";
+/** Where walkers are timed: in the handler, four frames deep. */
+const DEEP = "klp_ftrace_handler";
 
 export interface UnwindBenchOptions {
   /** Samples of everything; default 9. */
@@ -114,7 +114,6 @@ class Bench {
     const vcpu = this.begin();
     const exit = vcpu.run({ until: lab.symbol(DEEP).address });
     if (exit.kind !== "reached") bug("the redirected call does not reach its handler");
-    for (let n = 0; n < 3; n++) vcpu.step(); // past the set-up of its frame
     this.deep = { context: kernel.unwindContextOf(vcpu, unwinding), start: liveStart(vcpu) };
   }
 

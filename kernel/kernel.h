@@ -137,8 +137,25 @@ static always_inline void preempt_enable(void)
 		preempt_schedule();
 }
 
-#define HARDIRQ_MASK 0xf0000
-#define NMI_MASK 0xf00000
+/* For handlers of traced calls: what they call must not be traced itself. */
+void preempt_schedule_notrace(void);
+
+static always_inline int preempt_count_dec_and_test(void)
+{
+	int zero;
+
+	__asm__ volatile("decl %%gs:%c1"
+			 : "=@ccz"(zero)
+			 : "i"(__builtin_offsetof(struct cpu, preempt_count))
+			 : "memory");
+	return zero;
+}
+
+static always_inline void preempt_enable_notrace(void)
+{
+	if (__builtin_expect(preempt_count_dec_and_test() && need_resched(), 0))
+		preempt_schedule_notrace();
+}
 
 static always_inline int in_interrupt(void)
 {
@@ -419,6 +436,43 @@ static always_inline long copy_to_user(void *to, const void *from, size_t size)
 {
 	return user_range(to, size) && copy_user(to, from, size) == 0 ? 0 : -EFAULT;
 }
+
+/* ---- ftrace.c */
+
+/*
+ * A handler runs once in each context: in an NMI, an interrupt, or a task. Interrupts come before preempt_count says so, and
+ * then it looks as if one context were entered twice, which is let pass once. Answers with the bit that is held from now on,
+ * with preemption off; zero if this call is not to be handled. `start` is TRACE_FTRACE_START or TRACE_LIST_START.
+ * Nobody else writes the task's word, and who interrupts this leaves it as it was.
+ */
+static always_inline int ftrace_test_recursion_trylock(struct task *self, int start)
+{
+	int count = preempt_count();
+	int bit = 8 << start;
+
+	if (__builtin_expect(count & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK), 0))
+		bit = (count & NMI_MASK ? 1 : count & HARDIRQ_MASK ? 2 : 4) << start;
+	if (__builtin_expect(self->trace_recursion & bit, 0)) {
+		bit = (1 << TRACE_CTX_TRANSITION) << start;
+		if (self->trace_recursion & bit)
+			return 0;
+	}
+	self->trace_recursion |= bit;
+	preempt_disable();
+	return bit;
+}
+
+static always_inline void ftrace_test_recursion_unlock(struct task *self, int bit)
+{
+	barrier();
+	self->trace_recursion &= ~bit;
+	preempt_enable_notrace();
+}
+
+typedef void (*ftrace_func_t)(u64 ip, u64 parent_ip, struct ftrace_ops *ops, struct pt_regs *regs);
+
+/* Executes in place of a breakpoint what is being written where it lies. Zero if nothing is. */
+int poke_int3_handler(struct pt_regs *regs);
 
 /* ---- traps.c */
 

@@ -14,3 +14,26 @@ void klp_update_patch_state(struct task *task)
 		WRITE_ONCE(task->patch_state, READ_ONCE(klp_target_state));
 	preempt_enable();
 }
+
+/*
+ * Which body of a patched function does this task get? ops->private is the function's klp_func. Outside a transition everybody
+ * gets the replacement; within one, the tasks that have been switched do. Where the guard refuses, the original runs.
+ */
+notrace void klp_ftrace_handler(u64 ip, u64 parent_ip, struct ftrace_ops *ops, struct pt_regs *regs)
+{
+	struct klp_func *func = (struct klp_func *)ops->private;
+	struct task *self = current;
+	int bit = ftrace_test_recursion_trylock(self, TRACE_FTRACE_START);
+
+	(void)ip;
+	(void)parent_ip;
+	if (!bit)
+		return;
+	/*
+	 * The transition flag is read before the task's state. Pairs with whoever starts a transition, who writes every
+	 * task's state before the flag.
+	 */
+	if (!smp_load_acquire(&func->transition) || READ_ONCE(self->patch_state) == KLP_PATCHED)
+		regs->ip = func->new_func;
+	ftrace_test_recursion_unlock(self, bit);
+}

@@ -3,6 +3,10 @@
 
 struct pt_regs;
 struct ftrace_ops;
+struct traced_call;
+struct ftrace_hash;
+struct text_poke_loc;
+struct bp_patching_desc;
 struct klp_func;
 struct task;
 struct ret_stack;
@@ -62,10 +66,54 @@ _Static_assert(sizeof(struct pt_regs) == 168, "");
 struct ftrace_ops {
 	u64 func;
 	u64 private;
+	struct ftrace_ops *next;
+	struct ftrace_hash *hash;
+	int flags;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct ftrace_ops, func) == 0, "");
 _Static_assert(__builtin_offsetof(struct ftrace_ops, private) == 8, "");
-_Static_assert(sizeof(struct ftrace_ops) == 16, "");
+_Static_assert(__builtin_offsetof(struct ftrace_ops, next) == 16, "");
+_Static_assert(__builtin_offsetof(struct ftrace_ops, hash) == 24, "");
+_Static_assert(__builtin_offsetof(struct ftrace_ops, flags) == 32, "");
+_Static_assert(sizeof(struct ftrace_ops) == 40, "");
+
+struct traced_call {
+	u64 ip;
+	u64 parent_ip;
+	struct ftrace_ops *ops;
+	struct pt_regs *regs;
+} __attribute__((aligned(8)));
+_Static_assert(__builtin_offsetof(struct traced_call, ip) == 0, "");
+_Static_assert(__builtin_offsetof(struct traced_call, parent_ip) == 8, "");
+_Static_assert(__builtin_offsetof(struct traced_call, ops) == 16, "");
+_Static_assert(__builtin_offsetof(struct traced_call, regs) == 24, "");
+_Static_assert(sizeof(struct traced_call) == 32, "");
+
+struct ftrace_hash {
+	u64 mask;
+} __attribute__((aligned(8)));
+_Static_assert(__builtin_offsetof(struct ftrace_hash, mask) == 0, "");
+_Static_assert(sizeof(struct ftrace_hash) == 8, "");
+
+struct text_poke_loc {
+	u64 ip;
+	u64 target;
+	int opcode;
+} __attribute__((aligned(8)));
+_Static_assert(__builtin_offsetof(struct text_poke_loc, ip) == 0, "");
+_Static_assert(__builtin_offsetof(struct text_poke_loc, target) == 8, "");
+_Static_assert(__builtin_offsetof(struct text_poke_loc, opcode) == 16, "");
+_Static_assert(sizeof(struct text_poke_loc) == 24, "");
+
+struct bp_patching_desc {
+	struct text_poke_loc *vec;
+	int nr_entries;
+	int refs;
+} __attribute__((aligned(8)));
+_Static_assert(__builtin_offsetof(struct bp_patching_desc, vec) == 0, "");
+_Static_assert(__builtin_offsetof(struct bp_patching_desc, nr_entries) == 8, "");
+_Static_assert(__builtin_offsetof(struct bp_patching_desc, refs) == 12, "");
+_Static_assert(sizeof(struct bp_patching_desc) == 16, "");
 
 struct klp_func {
 	u64 new_func;
@@ -115,6 +163,7 @@ struct task {
 	int trace_signal;
 	u64 switches;
 	u64 switched_at;
+	int trace_recursion;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct task, pid) == 0, "");
 _Static_assert(__builtin_offsetof(struct task, patch_state) == 4, "");
@@ -155,7 +204,8 @@ _Static_assert(__builtin_offsetof(struct task, futex_next) == 232, "");
 _Static_assert(__builtin_offsetof(struct task, trace_signal) == 240, "");
 _Static_assert(__builtin_offsetof(struct task, switches) == 248, "");
 _Static_assert(__builtin_offsetof(struct task, switched_at) == 256, "");
-_Static_assert(sizeof(struct task) == 264, "");
+_Static_assert(__builtin_offsetof(struct task, trace_recursion) == 264, "");
+_Static_assert(sizeof(struct task) == 272, "");
 
 struct ret_stack {
 	u64 ret;
@@ -208,6 +258,7 @@ struct cpu {
 	u64 touched;
 	u64 devices;
 	u64 tick_at;
+	int sync_pending;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct cpu, current) == 0, "");
 _Static_assert(__builtin_offsetof(struct cpu, next) == 8, "");
@@ -239,7 +290,8 @@ _Static_assert(__builtin_offsetof(struct cpu, stop_argument) == 176, "");
 _Static_assert(__builtin_offsetof(struct cpu, touched) == 184, "");
 _Static_assert(__builtin_offsetof(struct cpu, devices) == 192, "");
 _Static_assert(__builtin_offsetof(struct cpu, tick_at) == 200, "");
-_Static_assert(sizeof(struct cpu) == 208, "");
+_Static_assert(__builtin_offsetof(struct cpu, sync_pending) == 208, "");
+_Static_assert(sizeof(struct cpu) == 216, "");
 
 struct inactive_task_frame {
 	u64 r15;
@@ -317,6 +369,13 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define HARDIRQ_OFFSET 65536
 #define NMI_OFFSET 1048576
 #define NMI_COPY 64
+#define INT3_GAP 48
+#define SOFTIRQ_MASK 65280
+#define HARDIRQ_MASK 983040
+#define NMI_MASK 15728640
+#define TRACE_FTRACE_START 0
+#define TRACE_LIST_START 5
+#define TRACE_CTX_TRANSITION 4
 #define MAX_RET_DEPTH 50
 #define NR_FILES 64
 #define NR_SIGNALS 64
@@ -422,9 +481,21 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define HC_PANIC 8
 #define HC_MAP_MODULE 9
 #define HC_UNMAP_MODULE 10
+#define HC_FTRACE 11
 #define KLP_UNDEFINED (-1)
 #define KLP_UNPATCHED 0
 #define KLP_PATCHED 1
+#define FTRACE_OPS_FL_ENABLED 1
+#define FTRACE_OPS_FL_DYNAMIC 2
+#define FTRACE_OPS_FL_SAVE_REGS 4
+#define FTRACE_OPS_FL_RECURSION 16
+#define FTRACE_OPS_FL_IPMODIFY 4096
+#define FTRACE_OPS_FL_PERMANENT 65536
+#define FTRACE_OPS_FL_DIRECT 131072
+#define CALL_INSN_OPCODE 232
+#define JMP32_INSN_OPCODE 233
+#define NOP_INSN_OPCODE 15
+#define INT3_INSN_OPCODE 204
 #define FTRACE_SITE_SIZE 5
 #define UNWIND_HINT_UNDEFINED 0
 #define UNWIND_HINT_END_OF_STACK 1

@@ -118,7 +118,7 @@ static void finish_switch(void)
 		release_task(prev);
 }
 
-static void __schedule(int preempt)
+static noinline notrace void __schedule(int preempt)
 {
 	u64 flags = local_irq_save();
 	struct cpu *cpu = this_cpu_struct();
@@ -166,6 +166,16 @@ void schedule(void)
 
 /* From where preemption has just become possible; from an interrupt's exit with interrupts off. */
 void preempt_schedule(void)
+{
+	if (preempt_count() || !irqs_on())
+		return;
+	do {
+		__schedule(1);
+	} while (need_resched());
+}
+
+/* The same from the end of a traced call's handler. */
+notrace void preempt_schedule_notrace(void)
 {
 	if (preempt_count() || !irqs_on())
 		return;

@@ -30,8 +30,14 @@ void on_each_cpu(void (*function)(void *), void *argument)
 	spin_unlock(&call_lock);
 }
 
+static void sync_core(void *unused);
+
 void handle_call_function(struct cpu *cpu)
 {
+	if (smp_load_acquire(&cpu->sync_pending)) {
+		sync_core(NULL);
+		smp_store_release(&cpu->sync_pending, 0);
+	}
 	if (!smp_load_acquire(&cpu->call_pending))
 		return;
 	((void (*)(void *))cpu->call_function)(cpu->call_argument);

@@ -42,6 +42,7 @@ static const char *const names[32] = {
 	[12] = "stack segment",	    [13] = "general protection",
 };
 
+#define BREAKPOINT 3
 #define PAGE_FAULT 14
 
 /* A task that is going to end of it is worth a line. */
@@ -77,7 +78,7 @@ notrace void do_exception(struct pt_regs *regs, u64 vector)
 {
 	if (user_mode(regs)) {
 		user_exception(regs, vector);
-	} else if (!fix_up(regs)) {
+	} else if (!(vector == BREAKPOINT && poke_int3_handler(regs)) && !fix_up(regs)) {
 		exception_handler(regs, vector);
 	}
 }

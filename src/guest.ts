@@ -3,7 +3,15 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { PACKAGE_ROOT } from "./base/file.ts";
-import { FTRACE_OPS } from "./ftrace/layout.ts";
+import {
+  BP_PATCHING_DESC,
+  FTRACE_HASH,
+  FTRACE_OPS,
+  FTRACE_OPS_FLAG,
+  OPCODE,
+  TEXT_POKE_LOC,
+  TRACED_CALL,
+} from "./ftrace/layout.ts";
 import { SITE_SIZE } from "./ftrace/site.ts";
 import {
   CONSTANTS,
@@ -28,7 +36,6 @@ export const KERNEL_SOURCES = [
   "switch.S",
   "ftrace.S",
   "return.S",
-  "klp.S",
   "thunk.S",
   "uaccess.S",
   "faults.S",
@@ -49,6 +56,7 @@ export const KERNEL_OBJECTS = [
   "pipe.o",
   "futex.o",
   "traps.o",
+  "ftrace.o",
   "klp.o",
   "module.o",
 ] as const;
@@ -68,6 +76,10 @@ export function includeGuestSource(name: string): string | undefined {
 const STRUCTS = [
   PT_REGS,
   FTRACE_OPS,
+  TRACED_CALL,
+  FTRACE_HASH,
+  TEXT_POKE_LOC,
+  BP_PATCHING_DESC,
   KLP_FUNC,
   TASK,
   RET_STACK,
@@ -78,7 +90,14 @@ const STRUCTS = [
   FILE,
   FILE_OPERATIONS,
 ];
-const ALL_CONSTANTS = { ...CONSTANTS, ...PATCH_STATE, FTRACE_SITE_SIZE: SITE_SIZE, ...HINT_CONSTANTS };
+const ALL_CONSTANTS = {
+  ...CONSTANTS,
+  ...PATCH_STATE,
+  ...FTRACE_OPS_FLAG,
+  ...OPCODE,
+  FTRACE_SITE_SIZE: SITE_SIZE,
+  ...HINT_CONSTANTS,
+};
 
 /** What `asm/offsets.inc` has to contain: `npm run offsets` writes it, a test compares. */
 export function guestOffsets(): string {

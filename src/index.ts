@@ -5,6 +5,13 @@ export { type Addr, addr, hex } from "./base/addr.ts";
 export { type ChoiceKind, type Chooser, FIRST } from "./base/chooser.ts";
 export { Refusal } from "./base/refuse.ts";
 export { type Choices, Recorder, recorded, scripted, seeded } from "./explore/chooser.ts";
+export {
+  type Advance,
+  type Explorable,
+  type Exploration,
+  type ExploreOptions,
+  explore,
+} from "./explore/explore.ts";
 export type { ConductOptions, Conductor, ConductorOptions, RunEnd } from "./kernel/conductor.ts";
 export type { Invariants, Violation } from "./kernel/invariants.ts";
 export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts";
@@ -24,6 +31,9 @@ export {
 export { type TraceEvent, type TraceKinds, TraceRecord, type TraceSink } from "./machine/trace.ts";
 export type { RunOptions, Vcpu } from "./machine/vcpu.ts";
 export { Patients, type PatientsOptions } from "./patients.ts";
+export { PokedSite, type PokeOptions } from "./poke.ts";
+export { type PokeRecord, readPokeRecord, writePokeRecord } from "./pokeRecord.ts";
+export { explorePoke, type PokeFacts, type PokeReplay, replayPoke } from "./pokeRun.ts";
 export { type RunRecord, readRecord, writeRecord } from "./record.ts";
 export { type HostReference, openHost } from "./reference/host.ts";
 export {
@@ -35,8 +45,10 @@ export {
 export type { Missing, Reference } from "./reference/reference.ts";
 export { openUnicorn, type UnicornReference } from "./reference/unicorn.ts";
 export type { AuditReport } from "./report/audit.ts";
+export type { TrampolineReport } from "./report/trampoline.ts";
 export { type RunFacts, Runner } from "./run.ts";
-export { DEFAULT_SETTINGS, type RunSettings } from "./settings.ts";
+export { DEFAULT_SETTINGS, type PokeSettings, type RunSettings } from "./settings.ts";
+export { TrampolineChecker } from "./trampolineCheck.ts";
 export { framePointerUnwinder } from "./unwind/framePointer.ts";
 export { guessUnwinder } from "./unwind/guess.ts";
 export { OrcWalk, orcUnwinder } from "./unwind/orcWalker.ts";

@@ -17,11 +17,14 @@ import { Dumper } from "./kernel/dump.ts";
 import { type InvariantOptions, Invariants } from "./kernel/invariants.ts";
 import { Kernel, type Task } from "./kernel/kernel.ts";
 import { OopsWriter } from "./kernel/oops.ts";
+import { grace, holder, serialiseAll } from "./kernel/quiescence.ts";
 import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
 import { Redirect } from "./livepatch/redirect.ts";
+import { Agenda } from "./machine/agenda.ts";
 import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
+import type { CodeVisibility } from "./machine/staleCode.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
 import { Modules } from "./modules.ts";
 import { adviseExit } from "./report/advice.ts";
@@ -42,6 +45,8 @@ export interface LabOptions {
   readonly edit?: (name: string, text: string) => string;
   /** Contents in place of the kernel's own parts, by their paths in this package (guest.ts). */
   readonly parts?: ReadonlyMap<string, Uint8Array>;
+  /** How vCPUs see stores to code that others made; default `coherent`. */
+  readonly code?: CodeVisibility;
   /** How many tasks there can be at a time; default 1024. */
   readonly maxTasks?: number;
 }
@@ -100,9 +105,9 @@ export class Lab {
   }
 
   private constructor(image: Image, options: LabOptions) {
-    const { vcpus = 1, recordCalls = false } = options;
+    const { vcpus = 1, recordCalls = false, code: visibility = "coherent" } = options;
     this.image = image;
-    this.machine = new Machine({ vcpus, recordCalls });
+    this.machine = new Machine({ vcpus, recordCalls, code: visibility });
     const { memory, keeper } = this.machine;
     this.code = new CodeMap(keeper);
     this.orc = new OrcTables(this.code);
@@ -112,9 +117,21 @@ export class Lab {
     const cursor = this.heap.allocate(8);
     const text = new Heap(memory, TRAMPOLINES, { write: false, execute: true, user: false }, cursor);
     const { code, heap } = this;
-    this.ftrace = new Ftrace({ image, memory, code, heap, text, keeper });
+    const agenda = new Agenda(keeper);
+    this.ftrace = new Ftrace({
+      ...{ image, memory, code, heap, text, keeper, agenda },
+      serialise: () => serialiseAll(this.kernel, agenda),
+      holder: (low, high) => holder(this.kernel, low, high),
+      grace: () => grace(this.kernel),
+      print: (line) => this.kernel.log.print(line),
+    });
     this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image });
-    this.kernel = new Kernel(this.machine, heap, image, { ...options, modules: this.modules });
+    this.kernel = new Kernel(this.machine, heap, image, {
+      ...options,
+      agenda,
+      modules: this.modules,
+      traceHandler: (call) => this.ftrace.handle(call),
+    });
     for (let n = 0; n < vcpus; n++) this.kernel.createTask();
     const { returnTrampolines } = this.machine.calls;
     for (const name of RETURN_TRAMPOLINES) returnTrampolines.add(image.symbol(name).address);
@@ -161,7 +178,7 @@ export class Lab {
   /** The same for a site, where a name says too little. */
   redirectSite(site: FtraceRecord, replacement: Addr): Redirect {
     const { ftrace, heap } = this;
-    const handler = this.image.symbol("klp_redirect_handler").address;
+    const handler = this.image.symbol("klp_ftrace_handler").address;
     return new Redirect({ ftrace, memory: this.machine.memory, heap, handler }, site, replacement);
   }
 

@@ -29,28 +29,10 @@ export function writeRecord(record: RunRecord): string {
 
 /** Refuses what `writeRecord` has not written. */
 export function readRecord(path: string): RunRecord {
-  const text = new TextDecoder().decode(readInput(path));
   const refused = (what: string) => refuse("record-file", { file: path, what });
-  let document: unknown;
-  try {
-    document = JSON.parse(text);
-  } catch (error) {
-    return refused(`it is no JSON (${error instanceof Error ? error.message : error})`);
-  }
-  const top = new Fields(document, "the document", refused);
-  if (top.text("format") !== FORMAT) refused(`its format is not "${FORMAT}"`);
+  const top = readDocument(path, FORMAT, refused);
   const settings = top.object("settings");
-  const choices = top.object("choices");
   const end = top.object("end");
-  const kinds = choices
-    .list("kinds")
-    .map((kind) => (typeof kind === "string" ? kind : refused("a kind is no text")));
-  const answers = choices
-    .list("answers")
-    .map((answer) => (isWhole(answer) ? answer : refused("an answer is no number")));
-  if (answers.length % 3 !== 0) refused("its last choice is not whole");
-  for (let n = 0; n < answers.length; n += 3)
-    if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!) refused(`choice ${n / 3} is none`);
   return {
     settings: {
       vcpus: settings.whole("vcpus", 1),
@@ -60,7 +42,7 @@ export function readRecord(path: string): RunRecord {
     },
     seed: top.whole("seed", 0),
     origin: top.text("origin"),
-    choices: { kinds, answers },
+    choices: readChoices(top.object("choices"), refused),
     end: {
       kind: end.text("kind"),
       finding: end.textOrNull("finding"),
@@ -70,13 +52,42 @@ export function readRecord(path: string): RunRecord {
   };
 }
 
+/** Says that a file is not what it should be. */
+export type Refused = (what: string) => never;
+
+/** A JSON file that says of itself that it is of this format. */
+export function readDocument(path: string, format: string, refused: Refused): Fields {
+  const text = new TextDecoder().decode(readInput(path));
+  let document: unknown;
+  try {
+    document = JSON.parse(text);
+  } catch (error) {
+    return refused(`it is no JSON (${error instanceof Error ? error.message : error})`);
+  }
+  const top = new Fields(document, "the document", refused);
+  return top.text("format") === format ? top : refused(`its format is not "${format}"`);
+}
+
+export function readChoices(choices: Fields, refused: Refused): Choices {
+  const kinds = choices
+    .list("kinds")
+    .map((kind) => (typeof kind === "string" ? kind : refused("a kind is no text")));
+  const answers = choices
+    .list("answers")
+    .map((answer) => (isWhole(answer) ? answer : refused("an answer is no number")));
+  if (answers.length % 3 !== 0) refused("its last choice is not whole");
+  for (let n = 0; n < answers.length; n += 3)
+    if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!) refused(`choice ${n / 3} is none`);
+  return { kinds, answers };
+}
+
 /** An object whose fields have to be there, each of its kind. */
-class Fields {
+export class Fields {
   private readonly fields: Readonly<Record<string, unknown>>;
   private readonly name: string;
-  private readonly refused: (what: string) => never;
+  private readonly refused: Refused;
 
-  constructor(value: unknown, name: string, refused: (what: string) => never) {
+  constructor(value: unknown, name: string, refused: Refused) {
     if (typeof value !== "object" || value === null || Array.isArray(value)) refused(`${name} is no object`);
     this.fields = value as Record<string, unknown>;
     this.name = name;
@@ -101,9 +112,17 @@ class Fields {
     return this.fields[field] === null ? null : this.text(field);
   }
 
-  whole(field: string, least: number): number {
+  /** One of `known`. */
+  oneOf<T extends string>(field: string, known: readonly T[]): T {
+    const value = this.text(field);
+    return known.find((each) => each === value) ?? this.wrong(field, `text of ${known.join(", ")}`);
+  }
+
+  whole(field: string, least: number, most = Number.MAX_SAFE_INTEGER): number {
     const value = this.fields[field];
-    return isWhole(value) && value >= least ? value : this.wrong(field, `whole number from ${least} up`);
+    if (isWhole(value) && value >= least && value <= most) return value;
+    const to = most === Number.MAX_SAFE_INTEGER ? "up" : `to ${most}`;
+    return this.wrong(field, `whole number from ${least} ${to}`);
   }
 
   private wrong(field: string, kind: string): never {

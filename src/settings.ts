@@ -1,5 +1,7 @@
 // What decides a run of the kernel with its patients, beside what is chosen in it.
 
+import type { Writer } from "./ftrace/textPoke.ts";
+
 export interface RunSettings {
   readonly vcpus: number;
   /** Of each user task. */
@@ -16,3 +18,16 @@ export const DEFAULT_SETTINGS: RunSettings = { vcpus: 2, copies: 1, rounds: 3, b
 export const MAX_COPIES = 39;
 /** Of the laboratory's kernel. */
 export const MAX_VCPUS = 8;
+
+/** What the exploration of a site that is rewritten is of. */
+export interface PokeSettings {
+  readonly vcpus: number;
+  /** That each vCPU makes. */
+  readonly calls: number;
+  readonly way: PokeWay;
+  readonly writer: Writer;
+}
+
+/** From NOP to call, from call to NOP, or the one and then the other. */
+export const POKE_WAYS = ["on", "off", "both"] as const;
+export type PokeWay = (typeof POKE_WAYS)[number];

@@ -136,14 +136,18 @@ class Guide {
     const frame = (name: string) => offset(lab.symbol(name).address, FRAME_SET_UP);
     const handler = this.walkAt(
       "in the handler, while the call is being redirected",
-      frame("klp_redirect_handler"),
+      lab.symbol("klp_ftrace_handler").address,
     );
     const inside = this.walkAt("inside the new body", frame("mem_read_upper"));
     const entry = this.walkAt("at the new body's first instruction", lab.symbol("mem_read_upper").address);
     read.disable();
     const old = this.walkAt("inside the old body, the site off again", offset(frame("mem_read"), SITE_SIZE));
     return [
-      { ...handler, remark: "The trampoline pushed a frame for the traced function and one for itself." },
+      {
+        ...handler,
+        remark:
+          "The handler has no frame, so that the trampoline is missed, whose records are for the functions below it.",
+      },
       { ...inside, remark: "The redirect left nothing behind." },
       { ...entry, remark: "Before `mov %rsp,%rbp` the caller is lost: live registers are never reliable." },
       { ...old, remark: "" },

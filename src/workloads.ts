@@ -10,7 +10,7 @@ import { packagePath } from "./base/file.ts";
 import { word } from "./base/word.ts";
 import type { Workload } from "./explore/audit.ts";
 import { Subject } from "./explore/subject.ts";
-import type { FtraceOps, FtraceRecord } from "./ftrace/ftrace.ts";
+import type { FtraceOps, FtraceRecord, OpsOptions } from "./ftrace/ftrace.ts";
 import type { Image } from "./image/image.ts";
 import { FILE } from "./kernel/layout.ts";
 import { Lab, type LabOptions } from "./lab.ts";
@@ -39,20 +39,45 @@ interface Call {
   readonly limit?: number;
   /** In which states of the sites interrupts are followed at every instruction of it. */
   readonly interrupted?: readonly SiteState[];
+  /** Whether what it calls was compiled from C. */
+  readonly compiled?: boolean;
   /** Whether the first schedule() on its way goes idle. */
   readonly sleeps?: boolean;
 }
 
-/** What all call sites do. */
+/** What all call sites do: who is called there, in each. */
 export const SITE_STATES = [
+  "off",
+  "traced",
+  "plain",
+  "guarded",
+  "typescript",
+  "shared",
+  "shared with registers",
+  "direct",
+  "direct, shared",
+  "old",
+  "new",
+  "new, shared",
+  "settled",
+  "return_to_handler",
+  "rethook_trampoline",
+  "hooked, shared",
+] as const;
+export type SiteState = (typeof SITE_STATES)[number];
+
+/** In the other states only the calls of `asm/` are made: compiled code has no part in what is different there. */
+const STATES_FOR_ALL: readonly SiteState[] = [
   "off",
   "traced",
   "old",
   "new",
   "return_to_handler",
   "rethook_trampoline",
-] as const;
-export type SiteState = (typeof SITE_STATES)[number];
+];
+
+/** Whom the sites call, for states in which that is the same at all of them. */
+type Callers = Partial<Record<SiteState, readonly FtraceOps[]>>;
 
 export class Workloads {
   readonly lab: Lab;
@@ -60,7 +85,7 @@ export class Workloads {
   readonly functions: readonly { readonly address: Addr; readonly size: number }[];
   private readonly calls: Call[] = [];
   private readonly redirects = new Map<FtraceRecord, Redirect>();
-  private readonly ops: Readonly<Record<"traced" | "return_to_handler" | "rethook_trampoline", FtraceOps>>;
+  private readonly callers: Callers;
   /** Files that reads begin at the start of. */
   private readonly files: readonly StructView<keyof typeof FILE.fields>[];
 
@@ -109,13 +134,7 @@ export class Workloads {
     this.lab = lab;
     const { ftrace, machine } = lab;
     this.subject = new Subject({ machine, kernel: lab.kernel, ftrace, unwinding: lab.unwinding });
-    const handler = (name: string) => lab.image.symbol(name).address;
-    const hook = (name: string) => ftrace.makeOps(handler("return_hook_handler"), handler(name));
-    this.ops = {
-      traced: ftrace.makeOps(handler("ftrace_stub"), addr(0)),
-      return_to_handler: hook("return_to_handler"),
-      rethook_trampoline: hook("rethook_trampoline"),
-    };
+    this.callers = makeCallers(lab);
     for (const site of ftrace.records) {
       if (copies.some((image) => image.symbolAt(site.ip) !== undefined)) continue;
       const copy = copies.find((image) => image.find(site.symbol)?.kind === "func");
@@ -125,23 +144,20 @@ export class Workloads {
     const { memory } = machine;
     const table = lab.symbol("files").address;
     this.files = [0, 1].map((n) => new StructView(memory, FILE, addr(memory.readWord(offset(table, 8 * n)))));
-    // Templates are executed as their copies. The kernel's half in C is at work in another audit: with all its tasks.
-    const { ranges } = lab.code;
-    const isTemplate = (at: Addr) => ranges.some(({ template }) => template === at);
-    const own = [...images, ...(images.includes(lab.image) ? copies : [])].flatMap((image) =>
+    // The kernel's half in C is at work in another audit: with all its tasks.
+    this.functions = [...images, ...(images.includes(lab.image) ? copies : [])].flatMap((image) =>
       image.symbols.filter(
-        ({ kind, address, object }) =>
-          kind === "func" && !isTemplate(address) && !(image === lab.image && object.startsWith(C_HALF)),
+        ({ kind, object }) => kind === "func" && !(image === lab.image && object.startsWith(C_HALF)),
       ),
     );
-    this.functions = [...own, ...(images.includes(lab.image) ? ranges : [])];
   }
 
   /** Every workload with its sites in one state after the other; `between` is told of each. */
   *each(): Generator<Workload> {
     for (const state of SITE_STATES) {
       this.direct(state);
-      for (const call of this.calls) yield this.workload(call, state);
+      for (const call of this.calls)
+        if (call.compiled !== true || STATES_FOR_ALL.includes(state)) yield this.workload(call, state);
       this.restore();
     }
   }
@@ -165,21 +181,22 @@ export class Workloads {
   /** Directs every site that can be. */
   private direct(state: SiteState): void {
     const { ftrace, kernel } = this.lab;
-    if (state === "old" || state === "new") {
-      const patchState = state === "old" ? "KLP_UNPATCHED" : "KLP_PATCHED";
-      for (const task of kernel.tasks) kernel.setPatchState(task, patchState);
-      for (const redirect of this.redirects.values()) {
-        redirect.transition = true;
-        redirect.enable();
-      }
-    } else if (state !== "off") {
-      for (const site of ftrace.records) ftrace.enable(site, this.ops[state]);
+    for (const ops of this.callers[state] ?? []) ftrace.register(ops);
+    if (state !== "old" && state !== "new" && state !== "new, shared" && state !== "settled") return;
+    const patchState = state === "old" ? "KLP_UNPATCHED" : "KLP_PATCHED";
+    for (const task of kernel.tasks) kernel.setPatchState(task, patchState);
+    for (const redirect of this.redirects.values()) {
+      redirect.transition = state !== "settled";
+      redirect.enable();
+      redirect.settled = state === "settled";
     }
+    if (state === "new, shared") ftrace.register(this.callers.plain![0]!);
   }
 
   private restore(): void {
     const { ftrace } = this.lab;
-    for (const site of ftrace.records) if (site.ops !== undefined) ftrace.disable(site);
+    for (const redirect of this.redirects.values()) redirect.settled = false;
+    for (const ops of ftrace.registered) ftrace.unregister(ops);
   }
 
   private assemblyCalls(): Call[] {
@@ -223,7 +240,8 @@ export class Workloads {
     const reached = new Set<Addr>();
     const calls = recorded.map(({ object, function: name, args }): Call => {
       const image = FIXED.includes(`fixtures/${object}`) ? fixed : fixtures;
-      return { name: [name, ...args].join(" "), target: image.symbol(name).address, args: args.map(BigInt) };
+      const target = image.symbol(name).address;
+      return { name: [name, ...args].join(" "), target, args: args.map(BigInt), compiled: true };
     });
     return calls.filter((call) => {
       const before = reached.size;
@@ -252,4 +270,29 @@ function parseCall(lab: Lab, images: readonly Image[], text: string): Call {
   const [name = "", ...words] = text.trim().split(/\s+/);
   const image = images.find((candidate) => candidate.find(name) !== undefined) ?? images[0] ?? lab.image;
   return { name: text, target: image.symbol(name).address, args: words.map(word), limit: GUESSED_LIMIT * 50 };
+}
+
+/** One ops, or several, of every kind. */
+function makeCallers({ ftrace, image }: Lab): Callers {
+  const at = (name: string) => image.symbol(name).address;
+  const stub = (name: string, options: Partial<OpsOptions> = {}) =>
+    ftrace.makeOps({ name, handler: at("ftrace_stub"), ...options });
+  const hook = (name: string) => ftrace.makeOps({ name, handler: at("return_hook_handler"), own: at(name) });
+  const direct = ftrace.makeDirect({ name: "direct", target: at("direct_stub") });
+  // It is for every function: a filter that says so.
+  for (const ops of [direct]) ftrace.setFilter(ops, ["*"]);
+  const [plain, registers] = [stub("plain"), stub("traced", { saveRegs: true })];
+  return {
+    traced: [registers],
+    plain: [plain],
+    guarded: [stub("guarded", { recursion: true })],
+    typescript: [stub("typescript", { handler: () => {} })],
+    shared: [plain, stub("another")],
+    "shared with registers": [plain, registers],
+    direct: [direct],
+    "direct, shared": [direct, plain],
+    return_to_handler: [hook("return_to_handler")],
+    rethook_trampoline: [hook("rethook_trampoline")],
+    "hooked, shared": [hook("return_to_handler"), plain],
+  };
 }

@@ -4,12 +4,13 @@
 
 /** What is chosen, with what the answer is an index of. */
 export const CHOICES = {
-  vcpu: "which of the vCPUs that are not halted executes next",
+  vcpu: "which of the vCPUs that are not halted executes next, or which step is taken on the kernel's behalf",
   slice: "for how many instructions, of the lengths that the run offers",
   interrupt: "what interrupts it first, of what the run offers",
   task: "which of the tasks in a CPU's run queue it takes",
   cpu: "on which of the CPUs that it may use a task goes on that was woken",
   balance: "from which other CPU an idle one takes a task; the last answer is from none",
+  byte: "which of its versions a vCPU fetches of a byte of code that was stored to since it has serialised",
 } as const;
 
 export type ChoiceKind = keyof typeof CHOICES;

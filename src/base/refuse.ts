@@ -22,6 +22,11 @@ export const REFUSALS = {
   "call-without-image": "--call names a function of an image; give that with --image FILE",
   "patients-and-image": "--patients and --image are two audits; run one after the other",
   "audit-astray": "{what} went where none should: {where}; call it by itself first (`fentrylab call`)",
+  "trampoline-source": "{file} is no assembly source; give a .S file in GNU syntax",
+  "trampoline-missing":
+    "{file} has no global function in .text; begin it with `untraced NAME` of macros.inc, or with .globl and .type",
+  "trampoline-several":
+    "{file} has several global functions, {names}; call the one that sites are to call `trampoline`, or make the others local",
   "trace-limit": "a trace cannot keep {limit} events; give a whole number from 1 up",
   "trace-on": "the machine is being traced already; stop that trace first",
   vector: "{vector} is no interrupt vector; vectors are 0 to 255",
@@ -51,11 +56,29 @@ export const REFUSALS = {
   "no-fentry":
     "{func} has no __fentry__ site; compile it with -pg -mfentry -mrecord-mcount or assemble it with `traced`",
   "site-is-off": "the site of {func} is not enabled; enable it first",
+  "site-is-on": "somebody is called at the site of {func} already: {ops}; register with a filter to share it",
+  "filter-no-match":
+    "no function with a site fits '{pattern}' (EINVAL); `fentrylab disasm` lists what an image has",
+  "ops-registered": "{ops} is registered already (EBUSY); unregister it first",
+  "ops-released": "{ops} was given back (EINVAL); make another one",
+  "ops-not-registered": "{ops} is not registered (EINVAL); register it first",
+  "ops-without-filter":
+    "{ops} would change where every function goes on (EINVAL); give it a filter with the functions that it is for",
+  "ops-permanent": "{ops} must not be switched off (EBUSY); unregister it first",
+  "ops-permanent-off": "{ops} must not be switched off, and ftrace is (EBUSY); switch it on first",
+  "ipmodify-twice":
+    "{ops} and {other} would both change where {func} goes on (EBUSY); unregister one of them",
+  "direct-twice": "{ops} and {other} would both be called directly by {func} (EBUSY); unregister one of them",
+  "ipmodify-direct":
+    "{ops} and {other} meet at {func}, and the direct call does not allow for another way on (EBUSY); unregister one of them, or let it share",
   "site-without-function":
     "{image} records a call site at {site} that is in no function; build its objects again",
   "too-many-arguments": "{count} arguments; leave some out, a call takes at most {limit}, in registers",
   unwritable: "{file} cannot be written ({why}); choose another place",
   "record-file": "{file} is no record of a run: {what}; make one with `fentrylab run --record FILE`",
+  "poke-record": "{file} is no record of a poke: {what}; make one with `fentrylab poke --record FILE`",
+  "replay-alone": "--replay has all of a run from its file; leave out {option}",
+  "unknown-choice": "there is no {what} '{name}'; there are: {known}",
   "record-origin":
     "{file} is of another kernel: its machine began as {recorded}, this one as {now}; record the run again with this one",
   unreadable: "{file} cannot be read ({why}); check the path",

@@ -1,4 +1,4 @@
-// fentrylab bench [engine|unwind|resources|runs]
+// fentrylab bench [engine|redirect|unwind|resources|runs]
 
 import { refuse } from "../base/refuse.ts";
 import { type CommonOptions, printJson } from "./option.ts";
@@ -20,6 +20,11 @@ const BENCHES: Readonly<Record<string, (options: BenchOptions) => Promise<Report
     const { renderEngineReport } = await import("../../bench/engineTable.ts");
     const report = await benchEngine(options);
     return { document: report, text: renderEngineReport(report) };
+  },
+  redirect: async (options) => {
+    const { benchRedirect, renderRedirectReport } = await import("../../bench/redirect.ts");
+    const report = await benchRedirect(options);
+    return { document: report, text: renderRedirectReport(report) };
   },
   unwind: async (options) => {
     const { benchUnwind, renderUnwindReport } = await import("../../bench/unwind.ts");

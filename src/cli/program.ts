@@ -116,6 +116,19 @@ function createProgram(checked: (held: boolean) => void): Command {
 
   addCommand(
     program,
+    "check-trampoline",
+    "Hold a trampoline of yours against its contract: register states, every boundary, a copy elsewhere.",
+  )
+    .argument("<file>", "a source (.S) that calls `trampoline_handler` with `trampoline_ops`")
+    .option("--regs", "it fills in the whole pt_regs, as ftrace_regs_caller; otherwise as ftrace_caller")
+    .option("--ipmodify", "it follows a changed regs->ip, as ftrace_ipmodify_caller; implied by --regs")
+    .option("--cases <n>", "register states to try", integer("--cases", 1, MAX_CASES), 2000)
+    .action(async (file, options) =>
+      checked(await (await import("./checkTrampoline.ts")).printTrampolineCheck(file, options)),
+    );
+
+  addCommand(
+    program,
     "lockstep",
     "Call one function here and elsewhere, instruction by instruction; print the first difference.",
   )
@@ -167,12 +180,28 @@ function createProgram(checked: (held: boolean) => void): Command {
 
   addCommand(
     program,
+    "poke",
+    "Explore every interleaving of rewriting one call site with vCPUs that call through it.",
+  )
+    .option(
+      "--writer <which>",
+      "`breakpoint` (default), or one that is wrong: `whole`, `halves`, `tail-first`",
+    )
+    .option("--vcpus <n>", "how many call; first 1, then 2 if not given", integer("--vcpus", 1, MAX_VCPUS))
+    .option("--calls <n>", "that each makes; 2 if not given", integer("--calls", 1))
+    .option("--way <way>", "the site is turned `on`, `off`, or `both`, one after the other (default)")
+    .option("--record <file>", "write down the way to what was found, or the longest one")
+    .option("--replay <file>", "go a way that was written down again")
+    .action(async (options) => checked(await (await import("./poke.ts")).printPoke(options)));
+
+  addCommand(
+    program,
     "bench",
-    "Measure this engine, against native Unicorn where that is installed; walks; runs; memory.",
+    "Measure this engine, against native Unicorn where that is installed; redirected calls; walks; runs; memory.",
   )
     .argument(
       "[what]",
-      "`engine`, `unwind`, `runs` of the kernel with its patients, or `resources` for memory held and given back",
+      "`engine`, `redirect` for what calls cost, counted, `unwind`, `runs` of the kernel with its patients, or `resources` for memory held and given back",
       "engine",
     )
     .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))
@@ -181,6 +210,8 @@ function createProgram(checked: (held: boolean) => void): Command {
   return program;
 }
 
+/** More would not end within patience. */
+const MAX_CASES = 1_000_000;
 const IMAGE = "an x86-64 object (.o), or an assembly source (.S)";
 const FUNCTION = "a symbol of the image, or else of the laboratory's kernel";
 const ARGUMENTS = "up to six integers, decimal or 0x hexadecimal; write -- before a -0x one";

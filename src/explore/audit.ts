@@ -10,12 +10,13 @@ import { bug } from "../base/refuse.ts";
 import type { Execute } from "../kernel/conductor.ts";
 import type { Task } from "../kernel/kernel.ts";
 import { liveStart } from "../kernel/unwindContext.ts";
+import type { TrueFrame } from "../machine/callChain.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
 import type { Start, UnwindContext, Unwinder } from "../unwind/walk.ts";
 import { Findings, type Mode } from "./findings.ts";
 import type { Subject } from "./subject.ts";
-import { isRight, whereTo } from "./truth.ts";
+import { isRight, reached, settled, whereTo } from "./truth.ts";
 
 /** By what a place is told where it was met. */
 interface Named {
@@ -90,7 +91,7 @@ export class Audit {
   /** Everything that there is to check at one boundary. In user mode nothing of the kernel is on any stack, before it is left. */
   private visit(vcpu: Vcpu, workload: Named): void {
     const { user } = vcpu.system;
-    if (!user) this.findings.visit(vcpu.rip);
+    if (!user) this.findings.visit(this.subject.origin(vcpu.rip));
     if (this.options.atRest && !user) this.checkLive("atRest", vcpu, vcpu.rip, workload);
     if (this.options.preempted) this.preempt(vcpu, workload);
   }
@@ -169,13 +170,21 @@ export class Audit {
     const { subject, findings } = this;
     const walk = this.unwinder.walk(context, start);
     const truth = subject.machine.trueChain(sp);
-    const right = isRight(walk, truth, subject);
+    const right = isRight(walk, truth, sp, subject);
     const declared = subject.isDeclaredUndefined(at);
+    const goingOn = (frame: TrueFrame, n: number) => {
+      const to = whereTo(settled(frame, reached(truth[n - 1]) ?? sp), subject);
+      return to === undefined ? undefined : subject.origin(to);
+    };
     const example = () => ({
       workload: workload.name,
-      walk,
-      truth: truth.map((frame) => whereTo(frame, subject)),
+      walk: {
+        ...walk,
+        frames: walk.frames.map((frame) => ({ ...frame, address: subject.origin(frame.address) })),
+        doubt: walk.doubt === null ? null : { ...walk.doubt, at: subject.origin(walk.doubt.at) },
+      },
+      truth: truth.map(goingOn),
     });
-    findings.add(mode, at, { reliable: walk.doubt === null, right, declared }, example);
+    findings.add(mode, subject.origin(at), { reliable: walk.doubt === null, right, declared }, example);
   }
 }

@@ -76,7 +76,7 @@ export function recorded({ kinds, answers }: Choices): Chooser {
 }
 
 /** sfc32 (Chris Doty-Humphrey's PractRand), on 32-bit integers. */
-class Random {
+export class Random {
   private a: number;
   private b: number;
   private c = 0x5eed;
@@ -93,7 +93,8 @@ class Random {
     return Math.floor(((this.word() >>> 0) / 2 ** 32) * limit);
   }
 
-  private word(): number {
+  /** 32 bits, signed. */
+  word(): number {
     const sum = (((this.a + this.b) | 0) + this.counter) | 0;
     this.counter = (this.counter + 1) | 0;
     this.a = this.b ^ (this.b >>> 9);

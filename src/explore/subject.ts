@@ -58,11 +58,18 @@ export class Subject implements Sites {
   }
 
   isSite(at: Addr): boolean {
-    return this.parts.ftrace.at(at)?.ops !== undefined;
+    return this.parts.ftrace.at(at)?.target.kind === "call";
   }
 
   read(at: Addr): Addr | undefined {
     return this.machine.memory.readNumber(at) as Addr | undefined;
+  }
+
+  /** What an address is told as: in a copy of a template, which comes and goes, the place in the template. */
+  origin(at: Addr): Addr {
+    const made = this.parts.unwinding.code.rangeAt(at);
+    const template = made?.range.template;
+    return template === undefined ? at : ((template + made!.offset) as Addr);
   }
 
   /** For walks of what runs on `vcpu`. */

@@ -20,3 +20,6 @@ export const STACKS = addr(0xffffc90000000000n);
 
 /** Start of the area that the stacks of CPUs are cut from: for interrupts, double faults, NMIs. */
 export const CPU_STACKS = addr(0xfffffe0000000000n);
+
+/** Where text is shown a second time while it is written to: two pages, which nothing else uses. */
+export const TEXT_ALIAS = addr(0xfffffe8000000000n);

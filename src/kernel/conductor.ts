@@ -1,5 +1,6 @@
 // Runs all vCPUs against each other: which executes next, how far, and what interrupts it, is chosen; all else follows.
 //
+// What the laboratory does on the kernel's behalf takes its turns with them, a step at a time (machine/agenda.ts).
 // Guest time is the instructions that were executed, one a nanosecond, and what was skipped while every CPU was
 // idle: the clock then goes on to the next timer. It is hardware's, so it stands still within a slice. A run ends
 // in a value, whatever the guest does.
@@ -91,7 +92,14 @@ export class Conductor {
 
   /** Runs until something ends it. It can be gone on with after `budget` and `stopped`. */
   run(options: ConductOptions): RunEnd {
-    const end = unlessBroken(() => this.conduct(options));
+    const { agenda } = this.kernel;
+    agenda.live = true;
+    let end: ReturnType<typeof unlessBroken<RunEnd>>;
+    try {
+      end = unlessBroken(() => this.conduct(options));
+    } finally {
+      agenda.live = false;
+    }
     if (!isBroken(end)) return end;
     const text = `the kernel's structures are broken: ${end.broken}`;
     this.log(() => [`Kernel panic - not syncing: ${text}`]);
@@ -102,11 +110,18 @@ export class Conductor {
     let left = budget;
     let fruitless = 0;
     for (let slices = 1; left > 0; slices++) {
-      const vcpu = this.nextVcpu();
-      if (vcpu === undefined) {
+      const next = this.next();
+      if (next === undefined) {
         if (!this.skip()) return { kind: "idle" };
         continue;
       }
+      if (typeof next === "string") {
+        this.kernel.agenda.step(next);
+        const why = watch?.();
+        if (why !== undefined) return { kind: "stopped", why };
+        continue;
+      }
+      const vcpu = next;
       this.interrupt(vcpu);
       const before = vcpu.instructions;
       const end = this.slice(vcpu, Math.min(left, this.chooseSlice()));
@@ -130,10 +145,12 @@ export class Conductor {
     return { kind: "budget" };
   }
 
-  private nextVcpu(): Vcpu | undefined {
-    const { machine, cpus } = this.kernel;
+  /** A vCPU that is not halted, or the name of a strand of the agenda's that can go on. */
+  private next(): Vcpu | string | undefined {
+    const { machine, cpus, agenda } = this.kernel;
     const awake = machine.vcpus.filter((_, n) => cpus[n]!.struct.getNumber("halted") === 0);
-    return awake.length > 1 ? awake[this.options.chooser.choose("vcpu", awake.length)] : awake[0];
+    const able = agenda.isEmpty ? awake : [...awake, ...agenda.ready()];
+    return able.length > 1 ? able[this.options.chooser.choose("vcpu", able.length)] : able[0];
   }
 
   private chooseSlice(): number {

@@ -45,7 +45,7 @@ export interface TakenException {
 
 /** Here only instructions raise these that are there for it, and the saved ip is the one behind: int3, or `int n`. */
 const BY_INSTRUCTION: readonly Fault["vector"][] = ["#BP", "#OF", "#BR", "#NM"];
-const INT3 = 0xcc;
+const INT = 0xcd;
 
 /** What `vector` was, of the registers that its entry code saved at `at`. */
 export function takenException(memory: Memory, at: Addr, vector: number, cr2: bigint): TakenException {
@@ -55,7 +55,10 @@ export function takenException(memory: Memory, at: Addr, vector: number, cr2: bi
   const ip = regs.getNumber("ip") as Addr;
   const fault = faultOf(name, regs.getNumber("orig_ax"), cr2);
   if (!BY_INSTRUCTION.includes(name)) return { fault, ip, regs };
-  const length = memory.read(offset(ip, -1), 1)[0] === INT3 ? 1 : 2;
+  // An int3 may be gone again: what was fetched is not always what memory has.
+  const before = offset(ip, -2);
+  const [first, second] = memory.isMapped(before, 2) ? memory.read(before, 2) : [];
+  const length = first === INT && second === vector ? 2 : 1;
   return { fault, ip: offset(ip, -length), regs };
 }
 

@@ -60,6 +60,8 @@ const ANSWERS: Readonly<Record<number, Answer>> = {
     kernel.modules?.unmap(addr(module));
     return 0;
   },
+  [HYPERCALL.HC_FTRACE]: (kernel, _, [call]) =>
+    kernel.traceHandler?.(addr(call)) === true ? 0 : "a traced call has no handler",
   [HYPERCALL.HC_PANIC]: (kernel, _, [what]) => kernel.log.text(addr(what)),
 };
 

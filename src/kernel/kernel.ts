@@ -7,6 +7,7 @@ import { type Chooser, FIRST } from "../base/chooser.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import { CPU_STACKS } from "../image/layout.ts";
+import { Agenda } from "../machine/agenda.ts";
 import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Heap } from "../machine/heap.ts";
@@ -82,6 +83,9 @@ const SYSCALL_MASK = FLAG.TF | FLAG.IF | FLAG.DF | FLAG.IOPL | FLAG.NT | FLAG.AC
 const STAR = (BigInt(SELECTOR.KERNEL_CS) << 32n) | (BigInt(SELECTOR.USER_CS - 16) << 48n);
 const DEFAULT_TASKS = 1024;
 
+/** Calls the handler in TypeScript of a traced call: of which ops, and where its registers are. False if there is none. */
+export type TraceHandler = (call: Addr) => boolean;
+
 /** What maps modules for the guest's kernel, and unmaps them. */
 export interface ModuleLoader {
   /** Maps the module of that name: its struct module; undefined if none is offered. */
@@ -93,6 +97,9 @@ export interface ModuleLoader {
 export interface KernelOptions {
   /** None can be loaded without it. */
   readonly modules?: ModuleLoader;
+  /** Default: one of its own. */
+  readonly agenda?: Agenda;
+  readonly traceHandler?: TraceHandler;
   /** How many tasks there can be at a time; default 1024. */
   readonly maxTasks?: number;
 }
@@ -102,6 +109,9 @@ export class Kernel {
   readonly table: TaskTable;
   readonly log: Log;
   readonly modules: ModuleLoader | undefined;
+  readonly traceHandler: TraceHandler | undefined;
+  /** What is done on its behalf while it runs. */
+  readonly agenda: Agenda;
   /** Whom guest code's questions go to. */
   chooser: Chooser = FIRST;
   readonly machine: Machine;
@@ -112,10 +122,12 @@ export class Kernel {
     machine: Machine,
     heap: Heap,
     image: Image,
-    { maxTasks = DEFAULT_TASKS, modules }: KernelOptions = {},
+    { maxTasks = DEFAULT_TASKS, modules, agenda, traceHandler }: KernelOptions = {},
   ) {
     this.machine = machine;
     this.modules = modules;
+    this.traceHandler = traceHandler;
+    this.agenda = agenda ?? new Agenda(machine.keeper);
     this.image = image;
     const { memory } = machine;
     if (machine.vcpus.length > CONSTANTS.MAX_CPUS)

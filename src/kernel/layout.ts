@@ -1,7 +1,7 @@
 // The kernel's structures as guest code knows them, and the constants that go with them.
 
 import { STACK_SIZE } from "../machine/callRecord.ts";
-import { NMI_COPY } from "../machine/ptRegs.ts";
+import { INT3_GAP, NMI_COPY } from "../machine/ptRegs.ts";
 import { layout } from "../machine/struct.ts";
 
 /**
@@ -57,6 +57,8 @@ export const TASK = layout("task", {
   /** Switches to it, and when the last one away from it was. */
   switches: 8,
   switched_at: 8,
+  /** A bit for each context that a traced call is being handled in: TRACE constants. */
+  trace_recursion: 4,
 });
 
 /** What a signal does: SIG_DFL, SIG_IGN or a function; flags; where its handler returns to (rt_sigaction(2)). */
@@ -108,6 +110,8 @@ export const CPU = layout("cpu", {
   touched: 8,
   devices: 8,
   tick_at: 8,
+  /** It is to serialise, for somebody who has written to code and waits. */
+  sync_pending: 4,
 });
 
 /** What switch_to leaves at the `sp` of a task that does not run (Linux arch/x86/include/asm/switch_to.h). */
@@ -302,6 +306,8 @@ export const HYPERCALL = {
   HC_MAP_MODULE: 9,
   /** (module *): unmaps it. */
   HC_UNMAP_MODULE: 10,
+  /** (ftrace_ops *, pt_regs *): calls the handler of that ops, which is in TypeScript. */
+  HC_FTRACE: 11,
 } as const;
 
 /** Table sizes, flags, error numbers. */
@@ -320,6 +326,18 @@ export const CONSTANTS = {
   NMI_OFFSET: 0x100000,
   /** How far below its stack's end the copy of an NMI's frame ends (asm/entry.S). */
   NMI_COPY,
+  INT3_GAP,
+  /** The same masks as Linux's preempt_count, for whoever asks in which context it is (include/linux/preempt.h). */
+  SOFTIRQ_MASK: 0xff00,
+  HARDIRQ_MASK: 0xf0000,
+  NMI_MASK: 0xf00000,
+  /**
+   * Bits of `trace_recursion`, a group of five each for handlers and for the list function: NMI, interrupt, softirq, task, and
+   * one more for an interrupt that comes before preempt_count says so (Linux include/linux/trace_recursion.h).
+   */
+  TRACE_FTRACE_START: 0,
+  TRACE_LIST_START: 5,
+  TRACE_CTX_TRANSITION: 4,
   /** Entries of a task's ret_stack. */
   MAX_RET_DEPTH: 50,
   NR_FILES: 64,

@@ -1,4 +1,5 @@
-// One redirected function: its site calls a trampoline, whose handler picks the old or the new body.
+// One redirected function: its site calls a trampoline, whose handler picks the old or the new body; or it jumps to the
+// new one, once nobody gets another.
 
 import type { Addr } from "../base/addr.ts";
 import type { Ftrace, FtraceOps, FtraceRecord } from "../ftrace/ftrace.ts";
@@ -27,7 +28,14 @@ export class Redirect {
     this.site = site;
     this.func = new StructView(memory, KLP_FUNC, heap.allocate(KLP_FUNC.size));
     this.func.set("new_func", replacement);
-    this.ops = ftrace.makeOps(handler, this.func.at);
+    this.ops = ftrace.makeOps({
+      name: `livepatch ${site.symbol}`,
+      handler,
+      own: this.func.at,
+      ipmodify: true,
+      permanent: true,
+    });
+    ftrace.setFilter(this.ops, [site.ip]);
   }
 
   /** While it is set, each task's patch state decides; otherwise everybody gets the replacement. */
@@ -40,10 +48,22 @@ export class Redirect {
   }
 
   enable(): void {
-    this.ftrace.enable(this.site, this.ops);
+    this.ftrace.register(this.ops);
   }
 
   disable(): void {
-    this.ftrace.disable(this.site);
+    this.ftrace.unregister(this.ops);
+  }
+
+  /**
+   * Says that nothing is left to decide: the site jumps to the replacement, without a handler. Before the transition flag
+   * is set again this has to be taken back, and to be done with: `settled` is false once no CPU can execute the jump.
+   */
+  get settled(): boolean {
+    return this.ops.state.value.settled !== undefined || this.site.target.kind === "jump";
+  }
+
+  set settled(on: boolean) {
+    this.ftrace.settle(this.ops, on ? (this.func.getNumber("new_func") as Addr) : undefined);
   }
 }

@@ -64,6 +64,17 @@ export function fetchStale(
   return { ip, bytes: fetched, decoded, mixed };
 }
 
+/** The values that the vCPU of `log` may fetch of each of the bytes of an instruction at `ip`, the one that memory has last. */
+export function visibleBytes(memory: Memory, log: FetchLog, ip: Addr, size: number): number[][] {
+  const page = memory.find(ip);
+  const start = ip - pageOf(ip);
+  const history = page && log.get(stretchOf(page.frame, start));
+  return Array.from(memory.read(ip, size), (byte, n) => {
+    const index = history && indexesOf(history).get(page.frame.at + start + n);
+    return index === undefined || history === undefined ? [byte] : versionsOf(history, index);
+  });
+}
+
 /** How many of `bytes` it takes to see what they are. */
 function sizeOf(decoded: Decoded, bytes: Uint8Array, ip: Addr): number {
   if (decoded.kind === "instruction") return decoded.instruction.length;

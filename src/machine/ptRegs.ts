@@ -32,3 +32,9 @@ export const PT_REGS = layout("pt_regs", {
  * would overwrite it (asm/entry.S).
  */
 export const NMI_COPY = 64;
+
+/**
+ * How far down a breakpoint's entry code moves the hardware's frame where the kernel was interrupted, so that a handler can push
+ * there what the instruction in the breakpoint's place would (asm/entry.S).
+ */
+export const INT3_GAP = 48;

@@ -41,12 +41,19 @@ class FramePointerWalk {
         this.trace.suspect("live-registers", start.ip);
         return this.follow(start.bp);
       case "switched-out":
-        return this.found("return", start.ip, start.slot) ?? this.follow(start.bp);
+        return this.switchedOut(start);
       case "unstarted":
         return this.unstarted(start);
       case "registers":
         return this.follow(start.regs + 1);
     }
+  }
+
+  /** A record below where the task was switched out is none. */
+  private switchedOut({ ip, slot, bp }: Extract<Start, { from: "switched-out" }>): Walk {
+    const why = this.cursor.moveTo(slot, 8);
+    if (why !== undefined) return this.stop(why, slot);
+    return this.found("return", ip, slot) ?? this.follow(bp);
   }
 
   /** What comes first of a task: the registers that it goes to user mode with, or its own beginning. */

@@ -56,6 +56,8 @@ export class OrcWalk {
       case "switched-out":
         this.bp = start.bp;
         this.sp = (start.slot + 8) as Addr;
+        // A frame below that is none.
+        if (!this.moveTo(start.slot, 8)) return this.trace.end();
         return this.arrive("return", start.ip, start.slot) ? this.follow() : this.trace.end();
       case "unstarted":
         this.ip = start.ip;

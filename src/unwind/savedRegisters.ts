@@ -1,11 +1,11 @@
 // What saved registers on a stack are of: kernel code that was interrupted, or user mode, where the walk ends.
 //
 // A pt_regs ends in the frame that the hardware pushed: ip, cs, flags, sp, ss. It pushes that where rsp was, aligned
-// down, or at the beginning of a stack of its own, from where an NMI's entry code copies it (asm/entry.S). A frame anywhere
-// else is none (SDM vol. 3, 6.14.2 and 6.14.5).
+// down, or at the beginning of a stack of its own. An NMI's entry code copies it, and a breakpoint's moves it (asm/entry.S). A
+// frame anywhere else is none (SDM vol. 3, 6.14.2 and 6.14.5).
 
 import type { Addr } from "../base/addr.ts";
-import { NMI_COPY, PT_REGS } from "../machine/ptRegs.ts";
+import { INT3_GAP, NMI_COPY, PT_REGS } from "../machine/ptRegs.ts";
 import type { Doubt, StackInfo, UnwindContext } from "./walk.ts";
 
 /** Where the hardware's frame begins in a pt_regs, and how large it is. */
@@ -32,8 +32,25 @@ export function interrupted(
     const inLowerHalf = saved("ip") >= 0 && saved("sp") >= 0;
     return user && inLowerHalf && (isBeginning(context, end) || isFirst) ? "user" : "early-end";
   }
-  const isThere = Math.floor(saved("sp") / ALIGNMENT) * ALIGNMENT === end;
+  const isThere = alignedDown(saved("sp")) === end || isMoved(context, end, saved("sp"));
   return isThere || isFirst ? "kernel" : "saved-sp";
+}
+
+/**
+ * Whether the frame up to `end` is a breakpoint's, moved down from where the hardware pushed it; that is still there, but for
+ * a word at its end. The handler may have made rsp, now `sp`, one word less than it was.
+ */
+function isMoved(context: UnwindContext, end: Addr, sp: number): boolean {
+  const original = (end + INT3_GAP) as Addr;
+  const before = context.read(
+    (original - HARDWARE_FRAME_SIZE + PT_REGS.fields.sp.offset - HARDWARE_FRAME) as Addr,
+  );
+  if (before === undefined || alignedDown(before) !== original) return false;
+  return sp === before || sp === before - 8;
+}
+
+function alignedDown(sp: number): number {
+  return Math.floor(sp / ALIGNMENT) * ALIGNMENT;
 }
 
 /**

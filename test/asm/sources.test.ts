@@ -7,7 +7,7 @@ import { packagePath, readPackageFile } from "../../src/base/file.ts";
 import { guestOffsets, KERNEL_OBJECTS, KERNEL_SOURCES } from "../../src/guest.ts";
 import { parseElf } from "../../src/image/elf.ts";
 import type { Image, Segment } from "../../src/image/image.ts";
-import { KERNEL_TEXT, USER_TEXT } from "../../src/image/layout.ts";
+import { KERNEL_TEXT, MODULE_TEXT, USER_TEXT } from "../../src/image/layout.ts";
 import { link } from "../../src/image/link.ts";
 import { readObject } from "../../src/lab.ts";
 import { decode, MAX_LENGTH, printInstruction } from "../../src/x86/decode.ts";
@@ -92,10 +92,13 @@ describe("GNU as makes the same of them", () => {
   });
 });
 
-test("and of the program of user tasks", async (ctx) => {
+test.for([
+  ["the program of user tasks", "user/patients.S", USER_TEXT],
+  ["what is linked in to be explored", "explore/poked.S", KERNEL_TEXT],
+] as const)("and of %s", async ([, path, text], ctx) => {
   if (NO_AS !== undefined) ctx.skip(NO_AS);
-  const path = "user/patients.S";
-  const linked = (object: ObjectFile) => link([object], { text: USER_TEXT });
+  const externals = (name: string) => image.find(name)?.address;
+  const linked = (object: ObjectFile) => link([object], { text, externals });
   const own = linked(await readObject(`asm/${path}`, readPackageFile(`asm/${path}`)));
   const theirs = linked(assembleGnu(path));
   expect(own.symbols).toEqual(theirs.symbols);
@@ -106,6 +109,25 @@ test("and of the program of user tasks", async (ctx) => {
     if (name !== "text") expect(segment.bytes).toEqual(bytes);
     else expect(instructionsIn(segment)).toEqual(instructionsIn({ address, bytes }));
   }
+});
+
+describe("and of what trampolines are checked with, and those to learn from", () => {
+  const FILES = ["check", "trampolines"].flatMap((folder) =>
+    readdirSync(packagePath(`asm/${folder}`)).map((name) => `${folder}/${name}`),
+  );
+
+  test.each(FILES)("%s", async (path) => {
+    if (NO_AS !== undefined) return;
+    const own = await readObject(`asm/${path}`, readPackageFile(`asm/${path}`));
+    const theirs = assembleGnu(path);
+    const externals = () => KERNEL_TEXT;
+    const [ours, gnu] = [own, theirs].map((object) =>
+      link([object], { text: MODULE_TEXT, name: path, externals }),
+    );
+    expect(ours!.symbols).toEqual(gnu!.symbols);
+    const text = (of: Image) => instructionsIn(of.segments.find(({ name }) => name === "text")!);
+    expect(text(ours!)).toEqual(text(gnu!));
+  });
 });
 
 /** All of them, from the first; encodings may differ, lengths may not. */

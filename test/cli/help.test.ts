@@ -14,12 +14,17 @@ const COMMANDS: Record<string, string[]> = {
     ...["--unwinder <which>", "--mode <mode>", "--image <file>", "--call <call>"],
     ...["--patients", "--vcpus <n>", "--budget <n>"],
   ],
+  "check-trampoline": ["file", "--regs", "--ipmodify", "--cases <n>"],
   run: [
     ...["--vcpus <n>", "--copies <n>", "--rounds <n>", "--budget <n>", "--seeds <n>", "--record <file>"],
     ...["--every <n>", "--log", "--tasks"],
   ],
   replay: ["file", "--every <n>", "--log", "--tasks"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
+  poke: [
+    ...["--writer <which>", "--vcpus <n>", "--calls <n>", "--way <way>"],
+    ...["--record <file>", "--replay <file>"],
+  ],
   bench: ["what", "--rounds <n>"],
 };
 

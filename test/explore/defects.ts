@@ -179,7 +179,7 @@ const UNWINDER_DEFECTS: readonly Defect[] = [
   {
     name: "does not know that a trampoline returns to the start of a function",
     state: "new",
-    found: doubt("atRest", /^ftrace_trampoline/),
+    found: doubt("atRest", /^ftrace_(regs_|ipmodify_)?caller/),
     unwinder: walker(
       class extends OrcWalk {
         protected override lookupAddress(): Addr {
@@ -485,13 +485,13 @@ const TABLE_DEFECTS: readonly Defect[] = [
   {
     name: "trampolines have no entries",
     state: "new",
-    found: doubt("atRest", /^ftrace_trampoline/),
+    found: doubt("atRest", /^ftrace_(regs_|ipmodify_)?caller/),
     unwinder: table((find, lab) => (at) => (isTrampoline(lab, at) ? undefined : find(at))),
   },
   {
     name: "trampolines have the traced function's caller for theirs, who is lost",
     state: "new",
-    found: violation("atRest", /^klp_redirect_handler/),
+    found: violation("atRest", /^klp_ftrace_handler/),
     unwinder: table((find, lab) => (at) => {
       const rule = find(at);
       const isOff = rule !== undefined && isTrampoline(lab, at);
@@ -501,7 +501,7 @@ const TABLE_DEFECTS: readonly Defect[] = [
   {
     name: "trampolines have the entries of the function behind the template",
     state: "traced",
-    found: violation("atRest", /^ftrace_trampoline/),
+    found: violation("atRest", /^ftrace_(regs_|ipmodify_)?caller/),
     unwinder: table((find, lab) => (at) => {
       const made = lab.code.rangeAt(at);
       return made === undefined ? find(at) : find(lab.symbol("return_hook_handler").address);
@@ -547,9 +547,8 @@ const CODE_DEFECTS: readonly Defect[] = [
   {
     name: "return_to_handler is hinted to have its caller's address above",
     state: "return_to_handler",
-    calls: /^sys_read/,
     found: violation("preempted", /^return_to_handler/),
-    edit: lineIn("return.S", "return_to_handler", "unwind_hint_undefined", "unwind_hint_func"),
+    edit: lineIn("return.S", "return_to_handler", "unwind_hint_undefined", "unwind_hint_func 16"),
   },
   {
     name: "rethook_trampoline is hinted with its frame one word off",
@@ -607,17 +606,19 @@ const CODE_DEFECTS: readonly Defect[] = [
   },
   {
     name: "the trampoline's frame record of the traced function lacks its caller",
-    state: "new",
+    state: "return_to_handler",
+    calls: /^leaf 1,/,
     unwinder: () => framePointerUnwinder,
-    found: wrong("atRest", /^klp_redirect_handler\+0x4/),
-    edit: lineIn("ftrace.S", "ftrace_regs_caller", "push 16(%rsp)", "push $0"),
+    found: wrong("atRest", /^return_hook_handler\+0x4/),
+    edit: line("ftrace.S", "	mov %rsi, PT_REGS_BX(%rsp)", "	movq $0, PT_REGS_BX(%rsp)"),
   },
   {
     name: "the trampoline's own frame record lacks the traced function",
-    state: "new",
+    state: "return_to_handler",
+    calls: /^leaf 1,/,
     unwinder: () => framePointerUnwinder,
-    found: wrong("atRest", /^klp_redirect_handler\+0x4/),
-    edit: lineIn("ftrace.S", "ftrace_regs_caller", "push 24(%rsp)", "push $0"),
+    found: wrong("atRest", /^return_hook_handler\+0x4/),
+    edit: line("ftrace.S", "	mov %rdi, PT_REGS_R12(%rsp)", "	movq $0, PT_REGS_R12(%rsp)"),
   },
   {
     name: "entry code does not mark its registers for frame pointers",

@@ -115,8 +115,8 @@ describe("a walk is right", () => {
 
   test("if it has every frame, where it lies and where it goes", () => {
     const truth = [call(1), interrupt, call(5)];
-    expect(isRight(walk([1, slot(1)], [50, slot(3)], [5, slot(5)]), truth, sites)).toBe(true);
-    expect(isRight(walk(), [], sites)).toBe(true);
+    expect(isRight(walk([1, slot(1)], [50, slot(3)], [5, slot(5)]), truth, slot(0), sites)).toBe(true);
+    expect(isRight(walk(), [], slot(0), sites)).toBe(true);
     for (const other of [
       walk([1, slot(1)], [50, slot(3)]),
       walk([1, slot(1)], [5, slot(5)]),
@@ -127,13 +127,22 @@ describe("a walk is right", () => {
       walk([1, slot(1)], [50, slot(3)], [5, slot(6)]),
       walk(),
     ])
-      expect(isRight(other, truth, sites)).toBe(false);
+      expect(isRight(other, truth, slot(0), sites)).toBe(false);
   });
 
   test("with a copy of a return address further in on the same stack, and of nothing else", () => {
-    expect(isRight(walk([5, slot(4)]), [call(5)], sites)).toBe(true);
-    expect(isRight(walk([5, addr(SLOT - 0x10000)]), [call(5)], sites)).toBe(false);
-    expect(isRight(walk([50, slot(2)]), [interrupt], sites)).toBe(false);
+    expect(isRight(walk([5, slot(4)]), [call(5)], slot(0), sites)).toBe(true);
+    expect(isRight(walk([5, addr(SLOT - 0x10000)]), [call(5)], slot(0), sites)).toBe(false);
+    expect(isRight(walk([50, slot(2)]), [interrupt], slot(0), sites)).toBe(false);
+  });
+
+  test("of a breakpoint in the kernel if it names the frame that its entry code has moved, once that is whole", () => {
+    const breakpoint = { ...interrupt, vector: 3, slot: slot(13) };
+    words.set(slot(7), at(60)).set(slot(13), at(50));
+    expect(isRight(walk([50, slot(13)]), [breakpoint], slot(8), sites)).toBe(true);
+    expect(isRight(walk([60, slot(7)]), [breakpoint], slot(7), sites)).toBe(true);
+    expect(isRight(walk([50, slot(13)]), [breakpoint], slot(7), sites)).toBe(false);
+    expect(isRight(walk([60, slot(7)]), [call(6), breakpoint], slot(1), sites)).toBe(false);
   });
 
   test("behind a call site if it says where that one's handler goes on; an exception's handler likewise", () => {

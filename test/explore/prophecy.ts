@@ -1,10 +1,10 @@
 // What was live on a stack, told by what was executed later: a frame was live if what lies in its slot was returned
 // to. Reads instructions as they are executed, and rsp; knows nothing of the record of calls, and no stack's memory.
 
-import type { Addr } from "../../src/base/addr.ts";
+import { type Addr, offset } from "../../src/base/addr.ts";
 import { STACK_SIZE } from "../../src/machine/callRecord.ts";
 import type { Machine } from "../../src/machine/machine.ts";
-import { NMI_COPY } from "../../src/machine/ptRegs.ts";
+import { INT3_GAP, NMI_COPY } from "../../src/machine/ptRegs.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { decode, MAX_LENGTH, Mnemonic } from "../../src/x86/decode.ts";
 
@@ -33,6 +33,9 @@ const INTERRUPTS: readonly Mnemonic[] = [Mnemonic.Int, Mnemonic.Int1, Mnemonic.I
 
 export class Prophecy {
   private readonly moments: Moment[] = [];
+  /** In use by what a call pushed or what was delivered; and by a word that was pushed otherwise. */
+  private readonly called = new Set<Addr>();
+  private readonly pushed = new Set<Addr>();
   private readonly machine: Machine;
   private readonly vcpu: Vcpu;
 
@@ -51,8 +54,30 @@ export class Prophecy {
     // What comes instead of an instruction retires none; those that are there for it retire themselves.
     const delivered = vcpu.instructions === instructions || INTERRUPTS.includes(mnemonic);
     const kind = delivered ? "delivery" : (KINDS.get(mnemonic) ?? "other");
-    this.moments.push({ rsp, kind, to: vcpu.rip, after: vcpu.rsp });
+    const isJump = kind === "return" && mnemonic === Mnemonic.Ret && this.pushed.has(rsp);
+    const moment: Moment = { rsp, kind: isJump ? "other" : kind, to: vcpu.rip, after: vcpu.rsp };
+    this.note(moment);
+    this.moments.push(moment);
     return exit;
+  }
+
+  /** A return by a word that was pushed where no call had been is a jump to it, and nobody's return. */
+  private note({ kind, rsp, after }: Moment): void {
+    const { called, pushed } = this;
+    if (kind === "call" || kind === "delivery") {
+      for (const place of placesOf(kind, after)) {
+        called.add(place);
+        pushed.delete(place);
+      }
+    } else if (kind === "return") {
+      called.add(rsp); // by whom, may have been before this began
+    } else if (after === rsp - 8 && !called.has(after)) {
+      pushed.add(after);
+    }
+    if (after <= rsp) return;
+    // What was just returned by may be pushed again, by a trampoline that returned to itself.
+    for (const slots of [called, pushed])
+      for (const slot of slots) if (slot < after - 8 && stackOf(slot) === stackOf(after)) slots.delete(slot);
   }
 
   /** For every step, before it: the returns to come from the stacks in use then or later, by stack, innermost first. */
@@ -71,8 +96,7 @@ export class Prophecy {
       // What it pushed was not there before: a return address, or ip, with or without an error code below, or copied.
       const pushed = stackOf(after);
       const [first, ...others] = stacks.get(pushed) ?? [];
-      const places = kind === "delivery" ? [after, after + 8, after - NMI_COPY] : [after];
-      const isIt = first !== undefined && places.includes(first.slot);
+      const isIt = first !== undefined && placesOf(kind, after).includes(first.slot);
       if (isIt) stacks.set(pushed, others);
     }
     if (kind !== "return") return;
@@ -81,6 +105,12 @@ export class Prophecy {
     const later = stacks.get(stack) ?? [];
     if (later[0]?.slot !== rsp) stacks.set(stack, [{ slot: rsp, to }, ...later]);
   }
+}
+
+/** Where the address may lie that a call or a delivery pushed, with rsp `after` it. */
+function placesOf(kind: "call" | "delivery", after: Addr): readonly Addr[] {
+  if (kind === "call") return [after];
+  return [0, 8, -NMI_COPY, -INT3_GAP].map((distance) => offset(after, distance));
 }
 
 /** A number for the 16 KiB that hold `at`. */

@@ -6,11 +6,13 @@ import type { Workload } from "../../src/explore/audit.ts";
 import { whereTo } from "../../src/explore/truth.ts";
 import { VECTORS } from "../../src/kernel/layout.ts";
 import type { TrueFrame } from "../../src/machine/callChain.ts";
-import { NMI_COPY } from "../../src/machine/ptRegs.ts";
+import { INT3_GAP, NMI_COPY } from "../../src/machine/ptRegs.ts";
 import { SITE_STATES, Workloads } from "../../src/workloads.ts";
 import { FLAG } from "../../src/x86/register.ts";
 import { chooser } from "../kernel/interleave.ts";
 import { Prophecy, stackOf } from "./prophecy.ts";
+
+const BREAKPOINT = 3;
 
 let workloads: Workloads;
 
@@ -36,9 +38,10 @@ function liveOf(frame: TrueFrame): Live {
     frame.kind === "interrupt"
       ? frame.vector === VECTORS.TIMER_VECTOR || frame.vector === VECTORS.NMI_VECTOR
       : frame.call === undefined || !subject.isSite(frame.call);
-  // An NMI returns by the copy that its entry code makes of the hardware's frame.
-  const isNmi = frame.kind === "interrupt" && frame.vector === VECTORS.NMI_VECTOR;
-  const slot = isNmi ? offset(frame.slot, -NMI_COPY) : frame.slot;
+  // NMIs and breakpoints return by the copy that their entry code makes of the hardware's frame.
+  const vector = frame.kind === "interrupt" ? frame.vector : undefined;
+  const copied = vector === VECTORS.NMI_VECTOR ? NMI_COPY : vector === BREAKPOINT ? INT3_GAP : 0;
+  const slot = offset(frame.slot, -copied);
   return { slot, to: whereTo(frame, subject), sure };
 }
 

@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { type Addr, addr, offset } from "../../src/base/addr.ts";
 import { hexBytes } from "../../src/base/bytes.ts";
 import { packagePath } from "../../src/base/file.ts";
-import { callBytes, NOP5, rewrite, SITE_SIZE } from "../../src/ftrace/site.ts";
+import { callBytes, jumpBytes, NOP5, SITE_SIZE, targetOf } from "../../src/ftrace/site.ts";
 import { Lab } from "../../src/lab.ts";
 import { decode, Mnemonic } from "../../src/x86/decode.ts";
 
@@ -21,13 +21,19 @@ const allText = () =>
 const redirectLeaf = () => lab.redirect("leaf", lab.symbol("leaf_new").address);
 
 /** Where the call at `site` goes, as iced-x86 decodes it. */
-function targetOf(site: Addr): Addr {
+function calledBy(site: Addr): Addr {
   const decoded = decode(siteBytes(site), site);
   if (decoded.kind !== "instruction") return expect.fail("no instruction");
   const { mnemonic, operands, length } = decoded.instruction;
   expect([mnemonic, length]).toEqual([Mnemonic.Call, SITE_SIZE]);
   return operands[0]?.kind === "target" ? operands[0].at : expect.fail("no near call");
 }
+
+test("a call or jump says where it goes, a NOP goes nowhere", () => {
+  const [site, to] = [addr(0xffffffff81000000n), addr(0xffffffffa0000010n)];
+  expect([callBytes(site, to), jumpBytes(site, to)].map((bytes) => targetOf(site, bytes))).toEqual([to, to]);
+  expect(targetOf(site, NOP5)).toBeUndefined();
+});
 
 describe("booting", () => {
   test("makes a NOP of every recorded call of __fentry__, and of nothing else", () => {
@@ -68,7 +74,7 @@ describe("a site", () => {
     const before = allText();
     for (let round = 0; round < 3; round++) {
       redirect.enable();
-      expect(targetOf(redirect.site.ip)).toBe(redirect.ops.trampoline.address);
+      expect(calledBy(redirect.site.ip)).toBe(redirect.ops.trampoline!.address);
       expect(redirect.site.ops).toBe(redirect.ops);
       expect(lab.call("leaf", [1]).result).toBe(101n);
       redirect.disable();
@@ -99,7 +105,7 @@ describe("a site", () => {
     ] as const) {
       leaf.enable();
       read.enable();
-      expect(leaf.ops.trampoline.address).not.toBe(read.ops.trampoline.address);
+      expect(leaf.ops.trampoline!.address).not.toBe(read.ops.trampoline!.address);
       expect(lab.call("leaf", [1]).result).toBe(101n);
       first.disable();
       second.disable();
@@ -119,16 +125,23 @@ describe("refused, with nothing changed:", () => {
     expect(lab.ftrace.records.map(({ ip, ops }) => [ip, ops])).toEqual(records);
   }
 
-  test("to enable a site that is on", () => {
+  test("to redirect what is redirected", () => {
     const redirect = redirectLeaf();
     redirect.enable();
-    unchanged(() => redirect.enable(), "site-bytes");
-    unchanged(() => redirectLeaf().enable(), "site-bytes");
+    unchanged(() => redirect.enable(), "ops-registered");
+    unchanged(() => redirectLeaf().enable(), "ipmodify-twice");
     redirect.disable();
+    unchanged(() => redirect.disable(), "ops-not-registered");
   });
 
-  test("to disable one that is off", () => {
-    unchanged(() => redirectLeaf().disable(), "site-is-off");
+  test("to enable a site that is on, and to disable one that is off", () => {
+    const { ftrace } = lab;
+    const { site } = redirectLeaf();
+    const makeOps = (name: string) => ftrace.makeOps({ name, handler: lab.symbol("ftrace_stub").address });
+    unchanged(() => ftrace.disable(site), "site-is-off");
+    ftrace.enable(site, makeOps("first"));
+    unchanged(() => ftrace.enable(site, makeOps("second")), "site-is-on");
+    ftrace.disable(site);
   });
 
   test.each([0, 1, 4])("to enable or disable a site whose byte %i is not as expected", (n) => {
@@ -153,7 +166,7 @@ describe("refused, with nothing changed:", () => {
 
   test("a function without a site", () => {
     unchanged(() => lab.redirect("leaf_new", lab.symbol("leaf").address), "no-fentry");
-    unchanged(() => lab.redirect("klp_redirect_handler", lab.symbol("leaf").address), "no-fentry");
+    unchanged(() => lab.redirect("klp_ftrace_handler", lab.symbol("leaf").address), "no-fentry");
   });
 
   test("an image whose recorded site holds no call of __fentry__", () => {
@@ -173,8 +186,10 @@ describe("refused, with nothing changed:", () => {
   });
 
   test("other bytes than expected, found and wanted named", () => {
-    const { ip } = lab.ftrace.records[0]!;
-    const act = () => rewrite(lab.machine.memory, ip, callBytes(ip, ip), NOP5);
-    expect(act).toThrow(/is 0f 1f 44 00 00, expected e8 fb ff ff ff/);
+    const redirect = redirectLeaf();
+    const { ip } = redirect.site;
+    lab.machine.memory.write(ip, callBytes(ip, ip));
+    expect(() => redirect.enable()).toThrow(/is e8 fb ff ff ff, expected 0f 1f 44 00 00/);
+    expect(lab.kernel.log.lines.join("\n")).toMatch(/ftrace bug.*\n.*failed to modify\n.*\] leaf\+0x0/);
   });
 });

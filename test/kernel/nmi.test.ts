@@ -115,7 +115,7 @@ describe("a second NMI, requested at any instruction of the first,", () => {
         const { doubt, ...walk } = lab.walk(vcpu, unwinder);
         if (doubt === null) {
           walked[unwinder.name as keyof typeof walked]++;
-          expect(isRight({ ...walk, doubt }, lab.machine.trueChain(vcpu.rsp), sites)).toBe(true);
+          expect(isRight({ ...walk, doubt }, lab.machine.trueChain(vcpu.rsp), vcpu.rsp, sites)).toBe(true);
         } else if (unwinder === orcUnwinder) {
           // Until it has copied its frame down, that lies above what it interrupted: the walk would go back.
           expect(doubt.why).toBe("went-back");

@@ -1,22 +1,12 @@
-// What the kernel says, as it is read: logs, task dumps, oopses, whole and byte for byte in test/transcripts. UPDATE=1 writes
-// them anew, to be read before they are committed.
+// What the kernel says, as it is read: logs, task dumps, oopses.
 
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { offset } from "../../src/base/addr.ts";
-import { packagePath } from "../../src/base/file.ts";
 import { seeded } from "../../src/explore/chooser.ts";
 import { Runner } from "../../src/run.ts";
 import { DEFAULT_SETTINGS } from "../../src/settings.ts";
+import { compare } from "../transcript.ts";
 import { Userland } from "./userland.ts";
-
-function compare(name: string, lines: readonly string[]): void {
-  const path = packagePath(`test/transcripts/${name}.txt`);
-  const text = `${lines.join("\n")}\n`;
-  if (process.env.UPDATE !== undefined) writeFileSync(path, text);
-  expect(existsSync(path), `${path} is there; UPDATE=1 makes it`).toBe(true);
-  expect(text).toBe(readFileSync(path, "utf8"));
-}
 
 describe("the log", () => {
   test("of a whole run of the patients", async () => {

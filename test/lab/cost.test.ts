@@ -1,6 +1,7 @@
 // What a redirected call costs is what a reader counts in the listing of the code it goes through.
 
-import { beforeAll, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { hex } from "../../src/base/addr.ts";
 import { SITE_SIZE } from "../../src/ftrace/site.ts";
 import type { PatchState } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
@@ -21,60 +22,83 @@ beforeAll(async () => {
 
 interface Path {
   readonly name: string;
-  readonly transition: boolean;
-  readonly state: PatchState;
+  /** In a transition, what the task's state is. */
+  readonly transition?: PatchState;
   readonly body: "leaf" | "leaf_new";
 }
 
 const PATHS: readonly Path[] = [
-  { name: "patched", transition: false, state: "KLP_UNDEFINED", body: "leaf_new" },
-  { name: "in transition, task patched", transition: true, state: "KLP_PATCHED", body: "leaf_new" },
-  { name: "in transition, task unpatched", transition: true, state: "KLP_UNPATCHED", body: "leaf" },
-  { name: "in transition, task undecided", transition: true, state: "KLP_UNDEFINED", body: "leaf" },
+  { name: "patched", body: "leaf_new" },
+  { name: "in transition, task patched", transition: "KLP_PATCHED", body: "leaf_new" },
+  { name: "in transition, task unpatched", transition: "KLP_UNPATCHED", body: "leaf" },
+  { name: "in transition, task undecided", transition: "KLP_UNDEFINED", body: "leaf" },
 ];
 
+/** What the handler asks on the way (kernel/klp.c), in its order, and whether it jumps then. */
+function handlerJumps({ transition }: Path): boolean[] {
+  const [interrupted, entered] = [false, false];
+  const [lastToDisable, nobodyWaits] = [true, true];
+  const state = transition === undefined ? [false] : [true, transition !== "KLP_PATCHED"];
+  return [interrupted, entered, ...state, lastToDisable, nobodyWaits];
+}
+
+/** What the site is, in words. */
+const siteText = () => listMemory(lab, disassembler, redirect.site.ip, SITE_SIZE).map(textOf);
+
+/** The redirect's own. */
+function listTrampoline(): string[] {
+  const { address, size } = redirect.ops.trampoline ?? expect.fail("nothing is redirected");
+  return listMemory(lab, disassembler, address, size);
+}
+
 /** The parts of a redirected call, counted in the listing of what guest memory holds now. */
-function count({ transition, state, body }: Path) {
-  const site = listMemory(lab, disassembler, redirect.site.ip, SITE_SIZE);
-  expect(site.map(textOf)).toEqual([expect.stringMatching(/^callq 0x/)]);
-  const { address, size } = redirect.ops.trampoline;
-  const trampoline = readPath(listMemory(lab, disassembler, address, size));
-  // cmpb $0, transition; je: over the task's state. cmpl $KLP_PATCHED, state; jne: over the new body.
-  const handler = readPath(listFunction(lab, disassembler, "klp_redirect_handler"), {
-    je: !transition,
-    jne: state !== "KLP_PATCHED",
-  });
-  const target = listFunction(lab, disassembler, body);
+function count(path: Path) {
+  const site = siteText();
+  expect(site).toEqual([expect.stringMatching(/^callq 0x/)]);
+  const trampoline = readPath(listTrampoline());
+  const handler = readPath(listFunction(lab, disassembler, "klp_ftrace_handler"), handlerJumps(path));
+  const target = listFunction(lab, disassembler, path.body);
   // The old body goes on behind its site, which is counted above.
-  const run = readPath(body === "leaf" ? target.slice(1) : target);
-  return { site: site.length, trampoline: trampoline.length, handler: handler.length, body: run.length };
+  const body = readPath(path.body === "leaf" ? target.slice(1) : target);
+  return {
+    site: site.length,
+    trampoline: trampoline.length,
+    handler: handler.length,
+    body: body.length,
+  };
 }
 
 const sum = (parts: Record<string, number>) => Object.values(parts).reduce((total, part) => total + part, 0);
 
 describe("a redirected call costs the instructions of site, trampoline, handler and body", () => {
+  beforeEach(() => redirect.enable());
+  afterEach(() => redirect.disable());
+
   test.for(PATHS)("$name", (path) => {
-    const task = lab.kernel.tasks[0]!;
-    lab.kernel.setPatchState(task, path.state);
-    redirect.transition = path.transition;
-    redirect.enable();
+    lab.kernel.setPatchState(lab.kernel.tasks[0]!, path.transition ?? "KLP_UNDEFINED");
+    redirect.transition = path.transition !== undefined;
     const { result, instructions } = lab.call("leaf", [1]);
+    redirect.transition = false;
     expect(result).toBe(path.body === "leaf" ? 2n : 101n);
     expect(instructions).toBe(sum(count(path)));
-    redirect.disable();
   });
 
   test("and the trampoline is read through: no line of it is left out", () => {
-    const { address, size } = redirect.ops.trampoline;
-    const listing = listMemory(lab, disassembler, address, size);
-    expect(readPath(listing)).toEqual(listing);
+    expect(readPath(listTrampoline())).toEqual(listTrampoline());
   });
 
   test("the paths differ in what they cost", () => {
-    redirect.enable();
-    const costs = PATHS.map((path) => sum(count(path)));
-    redirect.disable();
-    expect(new Set(costs).size).toBe(3);
+    expect(new Set(PATHS.map((path) => sum(count(path)))).size).toBe(3);
+  });
+
+  test("when everybody is patched, those of the new body, and the jump to it", () => {
+    redirect.settled = true;
+    const { result, instructions } = lab.call("leaf", [1]);
+    const site = siteText();
+    redirect.settled = false;
+    expect(site).toEqual([`jmp ${hex(lab.symbol("leaf_new").address)}`]);
+    expect(result).toBe(101n);
+    expect(instructions).toBe(1 + readPath(listFunction(lab, disassembler, "leaf_new")).length);
   });
 });
 
@@ -85,7 +109,6 @@ test("off, a call costs its own lines: the site's NOP is one", () => {
 
 test("the tour tells the same", async () => {
   const { cost } = await gatherTour();
-  redirect.transition = false;
   redirect.enable();
   const { site, trampoline, handler, body } = count(PATHS[0]!);
   redirect.disable();

@@ -38,7 +38,7 @@ export const KERNEL_DEFECTS: readonly KernelDefect[] = [
     file: "kernel/sched.c",
     before: "	enqueue(cpu, task);\n	resched_cpu(cpu);",
     after: "	enqueue(cpu, task);",
-    found: /waits for ever|has ended after|blocked|lockup|on_rq 1/,
+    found: /waits for ever|has ended after|blocked|lockup|on_rq 1|no end/,
   },
   {
     name: "a CPU that idles is told nothing of who is to run there",
@@ -164,8 +164,8 @@ export const KERNEL_DEFECTS: readonly KernelDefect[] = [
   {
     name: "a switch forgets a register",
     file: "asm/switch.S",
-    before: "	pop %r12\n	pop %rbx",
-    after: "	pop %r12\n	mov (%rsp), %r12\n	pop %rbx",
+    before: "	pop %rbx\n	pop %rbp",
+    after: "	pop %rbx\n	mov (%rsp), %rbx\n	pop %rbp",
     found: /./,
   },
   {

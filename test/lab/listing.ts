@@ -24,23 +24,26 @@ export function addressOf(line: string): string {
 }
 
 /**
- * The lines read from the first one until a `ret`, which is read too. `taken` says for each conditional jump,
- * by its mnemonic, whether it jumps.
+ * The lines read from the first one until a `ret`, which is read too. `jumps` says for each conditional jump, in the order in
+ * which they are come by, whether it jumps.
  */
-export function readPath(listing: readonly string[], taken: Record<string, boolean> = {}): string[] {
+export function readPath(listing: readonly string[], jumps: readonly boolean[] = []): string[] {
   const path: string[] = [];
+  let met = 0;
   for (let at = 0; ; ) {
     const line = listing[at];
     if (line === undefined) throw new Error("the listing ends before a ret");
     path.push(line);
     const [mnemonic, target] = textOf(line).split(/\s+/) as [string, string?];
-    if (/^retq?$/.test(mnemonic)) return path;
+    if (/^retq?$/.test(mnemonic)) break;
     at++;
     if (!mnemonic.startsWith("j")) continue;
-    if (mnemonic !== "jmp" && taken[mnemonic] === undefined)
-      throw new Error(`nothing is said of ${mnemonic}`);
-    if (mnemonic !== "jmp" && !taken[mnemonic]) continue;
+    const jump = mnemonic === "jmp" || jumps[met++];
+    if (jump === undefined) throw new Error(`nothing is said of ${textOf(line)}`);
+    if (!jump) continue;
     at = listing.findIndex((other) => addressOf(other) === target);
     if (at < 0) throw new Error(`${textOf(line)} leaves the listing`);
   }
+  if (met < jumps.length) throw new Error(`${jumps.length} jumps are spoken of, and ${met} are there`);
+  return path;
 }

@@ -4,12 +4,14 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import type { Addr } from "../../src/base/addr.ts";
 import { SITE_SIZE } from "../../src/ftrace/site.ts";
-import type { PatchState } from "../../src/kernel/layout.ts";
+import { type PatchState, TASK } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import { KLP_FUNC } from "../../src/livepatch/layout.ts";
 import type { Redirect } from "../../src/livepatch/redirect.ts";
 import { StructView } from "../../src/machine/struct.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
+import { decode, MAX_LENGTH } from "../../src/x86/decode.ts";
+import { GPR } from "../../src/x86/register.ts";
 import { chooser, interleave } from "../kernel/interleave.ts";
 import { beginWorkload, GREETING, readText, WORKLOADS } from "../lab/workloads.ts";
 
@@ -45,7 +47,7 @@ describe("a prepared redirect", () => {
     const { memory } = lab.machine;
     const func = new StructView(memory, KLP_FUNC, leaf.ops.struct.getNumber("private") as Addr);
     expect(func.getNumber("new_func")).toBe(lab.symbol("leaf_new").address);
-    expect(leaf.ops.struct.getNumber("func")).toBe(lab.symbol("klp_redirect_handler").address);
+    expect(leaf.ops.struct.getNumber("func")).toBe(lab.symbol("klp_ftrace_handler").address);
     for (const on of [true, false]) {
       leaf.transition = on;
       expect(func.get("transition")).toBe(on ? 1n : 0n);
@@ -112,8 +114,8 @@ describe("interleaved at random boundaries", () => {
   test("a state changed on the way counts from the handler's next look on", () => {
     leaf.transition = true;
     leaf.enable();
-    const handler = lab.symbol("klp_redirect_handler");
-    // In the order of the source; each is read by the instruction there.
+    const handler = lab.symbol("klp_ftrace_handler");
+    // The flag is read first, and the state only if it is set.
     const [flagRead, stateRead] = readsOf(handler.address);
     const entry = { old: leaf.site.ip + SITE_SIZE, new: lab.symbol("leaf_new").address };
     let bodies = { old: 0, new: 0, mixed: 0 };
@@ -157,18 +159,27 @@ describe("interleaved at random boundaries", () => {
   });
 });
 
-/** Where the handler compares the transition flag and the patch state: before its two conditional jumps. */
+/** Where the handler reads the transition flag and the patch state. */
 function readsOf(handler: Addr): [Addr, Addr] {
   const vcpu = lab.machine.vcpus[0]!;
+  const { memory } = lab.machine;
   setStates("KLP_UNPATCHED");
   lab.begin(lab.symbol("leaf").address, [1n]);
   vcpu.run({ until: handler, budget: 1000 });
-  const path: Addr[] = [];
-  for (let n = 0; n < 8; n++) {
-    path.push(vcpu.rip);
+  const wanted = [
+    leaf.ops.struct.getNumber("private") + KLP_FUNC.fields.transition.offset,
+    lab.kernel.tasks[0]!.struct.at + TASK.fields.patch_state.offset,
+  ];
+  const readers = wanted.map(() => undefined as Addr | undefined);
+  while (lab.code.symbolAt(vcpu.rip)?.symbol.name === "klp_ftrace_handler") {
+    const decoded = decode(memory.read(vcpu.rip, MAX_LENGTH), vcpu.rip);
+    if (decoded.kind === "instruction" && decoded.instruction.memory?.base !== undefined) {
+      const { base, displacement } = decoded.instruction.memory;
+      const at = wanted.indexOf(Number(BigInt.asIntN(64, vcpu.get(GPR[base]!) + displacement)));
+      if (at >= 0) readers[at] = vcpu.rip;
+    }
     vcpu.step();
   }
   lab.finish(vcpu);
-  // push, mov, mov, cmpb, je, mov, cmpl, jne
-  return [path[3]!, path[6]!];
+  return readers.map((at) => at ?? expect.fail("the handler does not read it")) as [Addr, Addr];
 }

@@ -14,7 +14,8 @@
         .set    CODE, 0x20000000        # the code page; cases start in its middle
         .set    CODE_SIZE, 0x1000
         .set    ENTRY, 0x20000800
-        .set    STUB, 0x20000700        # where a case begins whose stack pointer is not canonical
+        .set    STUB, 0x38000000        # where a case begins whose stack pointer is not canonical: it must not see that itself
+        .set    STUB_SIZE, 0x1000
         .set    FILL, 0xa5              # what the window holds where a case says nothing
 
         .set    WORK, 0x30000000        # variables, then:
@@ -44,7 +45,7 @@
         .text
         .globl  _start
 _start:
-        # 1 to 3: the window, the code page, the work area, exactly there or not at all
+        # 1 to 3: the window, the code page and the stub's, the work area, exactly there or not at all
         movl    $DATA, %edi
         movl    $DATA_SIZE, %esi
         movl    $3, %edx
@@ -52,6 +53,11 @@ _start:
         callq   map
         movl    $CODE, %edi
         movl    $CODE_SIZE, %esi
+        movl    $7, %edx
+        movl    $2, %ebx
+        callq   map
+        movl    $STUB, %edi
+        movl    $STUB_SIZE, %esi
         movl    $7, %edx
         movl    $2, %ebx
         callq   map

@@ -115,7 +115,7 @@ beforeAll(async () => {
     guess: { ends, unknown: replaced, starts, outside },
   };
   hooks = ["return_to_handler", "rethook_trampoline"].map((name) =>
-    ftrace.makeOps(at("return_hook_handler"), at(name)),
+    ftrace.makeOps({ name, handler: at("return_hook_handler"), own: at(name) }),
   );
 });
 /** Where the n-th call in a function returns to. */
@@ -291,12 +291,11 @@ function ofTask(name: string, task: Task): Subjected {
 
 /** Turns every site on for as long as `act` runs. */
 function withSites(ops: FtraceOps | undefined, act: () => void): void {
-  const sites = ops === undefined ? [] : lab.ftrace.records;
-  for (const site of sites) lab.ftrace.enable(site, ops!);
+  if (ops !== undefined) lab.ftrace.register(ops);
   try {
     act();
   } finally {
-    for (const site of sites) lab.ftrace.disable(site);
+    if (ops !== undefined) lab.ftrace.unregister(ops);
   }
 }
 

@@ -13,7 +13,7 @@ import { VECTORS } from "../../src/kernel/layout.ts";
 import { Lab } from "../../src/lab.ts";
 import type { Redirect } from "../../src/livepatch/redirect.ts";
 import type { TrueFrame } from "../../src/machine/callChain.ts";
-import { NMI_COPY, PT_REGS } from "../../src/machine/ptRegs.ts";
+import { INT3_GAP, NMI_COPY, PT_REGS } from "../../src/machine/ptRegs.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 import { describeRule, type OrcRule } from "../../src/unwind/orc/entry.ts";
 import { OrcTable } from "../../src/unwind/orc/table.ts";
@@ -65,6 +65,7 @@ function apply({ type, cfa, bp }: OrcRule, vcpu: Vcpu): { readonly slot: number;
   return { slot, rbp: wordAt((bp.register === "prevsp" ? anchor : number(vcpu.get("rbp"))) + bp.offset) };
 }
 
+const BREAKPOINT = 3;
 const LIMIT = 500_000;
 const SAVED = ["rbp", "rbx", "r12", "r13", "r14", "r15"] as const;
 let junk = 0x5eed_0000_0000n;
@@ -112,9 +113,10 @@ function wrongRule(
   if (frame === undefined) return rule.type === "END_OF_STACK" ? undefined : "the stack ends here";
   if (rule.type === "END_OF_STACK") return "the stack does not end here";
   const said = apply(rule, vcpu);
-  // An NMI's entry code copies its frame down, and leaves the hardware's to the next NMI.
-  const isNmi = frame.kind === "interrupt" && frame.vector === VECTORS.NMI_VECTOR;
-  const isThere = said.slot === frame.slot || (isNmi && said.slot === frame.slot - NMI_COPY);
+  // An NMI's entry code copies its frame down, and leaves the hardware's to the next NMI; a breakpoint's makes room for a call.
+  const vector = frame.kind === "interrupt" ? frame.vector : undefined;
+  const copied = vector === VECTORS.NMI_VECTOR ? NMI_COPY : vector === BREAKPOINT ? INT3_GAP : 0;
+  const isThere = said.slot === frame.slot || said.slot === frame.slot - copied;
   if (!isThere) return `the frame's slot is ${hex(frame.slot)}`;
   if (said.rbp !== rbp) return `rbp was ${rbp?.toString(16)}`;
   if ((rule.type === "CALL") !== (frame.kind === "call")) return `the frame is of a ${frame.kind}`;

@@ -226,6 +226,14 @@ describe("the walk ends", () => {
     expect(outcome(contextOf({ [AT]: LEAF }, stack), start, stack).doubt).toBe("misaligned");
   });
 
+  test("in doubt where a task would go on below where it was switched out", () => {
+    const stack = taskStack({ 10: code(AT + 4), 4: code(AT + 4) });
+    const context = contextOf({ [AT]: rule("CALL", ["bp", 16], ["undefined", 0]) }, stack);
+    const ip = addr(TEXT + AT + 4);
+    const start: Start = { from: "switched-out", ip, slot: stack.at(10), bp: stack.at(3) };
+    expect(outcome(context, start, stack)).toEqual({ frames: [["return", AT + 4, 10]], doubt: "went-back" });
+  });
+
   test("in doubt where it would come back", () => {
     const stack = taskStack({ 20: code(AT + 4) });
     const context = contextOf({ [AT]: rule("CALL", ["bp", 16], ["undefined", 0]) }, stack);

@@ -84,7 +84,7 @@ class Generation {
     }
     switch (step.effects.flow) {
       case "return":
-        return this.wrongReturn(step, state);
+        return this.wrongReturn(ip, step, state);
       case "indirect-jump":
         return successors.length === 0 ? this.wrongTail(state, undefined) : undefined;
       case "jump":
@@ -99,7 +99,11 @@ class Generation {
     }
   }
 
-  private wrongReturn({ instruction: { mnemonic } }: Step, state: StackState): FindingKind | undefined {
+  private wrongReturn(
+    ip: Addr,
+    { instruction: { mnemonic } }: Step,
+    state: StackState,
+  ): FindingKind | undefined {
     const top = fromCfa(state.get(RSP));
     if (mnemonic !== Mnemonic.Ret) {
       const expected = { REGS: PT_REGS.fields.ip.offset, REGS_PARTIAL: 0, CALL: NaN };
@@ -108,7 +112,9 @@ class Generation {
         ? "iret-unbalanced"
         : undefined;
     }
-    if (state.type === "CALL") return isAsAtEntry(state) ? undefined : "return-unbalanced";
+    // A hint at a return: it is meant as a jump to what lies on top of the stack.
+    if (state.type === "CALL")
+      return isAsAtEntry(state) || this.code.parts.hints.has(ip) ? undefined : "return-unbalanced";
     return hasRegisters(state) ? "return-with-registers" : undefined;
   }
 

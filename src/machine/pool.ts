@@ -1,0 +1,37 @@
+// Guest memory that is given out and taken back. What is free follows the machine's snapshots.
+
+import type { Addr } from "../base/addr.ts";
+import type { Heap } from "./heap.ts";
+import { type Keeper, Kept } from "./kept.ts";
+
+const ALIGN = 16;
+
+export class Pool {
+  private readonly heap: Heap;
+  /** By size, in bytes, what was given back: the last one first. */
+  private readonly free: Kept<ReadonlyMap<number, readonly Addr[]>>;
+
+  constructor(heap: Heap, keeper: Keeper) {
+    this.heap = heap;
+    this.free = new Kept<ReadonlyMap<number, readonly Addr[]>>(keeper, new Map());
+  }
+
+  /** At least `size` bytes, with whatever is in them. */
+  take(size: number): Addr {
+    const rounded = roundUp(size);
+    const [at, ...rest] = this.free.value.get(rounded) ?? [];
+    if (at === undefined) return this.heap.allocate(rounded, ALIGN);
+    this.free.value = new Map([...this.free.value, [rounded, rest]]);
+    return at;
+  }
+
+  /** Takes back what was given out for that `size`. */
+  give(at: Addr, size: number): void {
+    const rounded = roundUp(size);
+    this.free.value = new Map([...this.free.value, [rounded, [at, ...(this.free.value.get(rounded) ?? [])]]]);
+  }
+}
+
+function roundUp(size: number): number {
+  return Math.ceil(size / ALIGN) * ALIGN;
+}
