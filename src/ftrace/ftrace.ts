@@ -4,7 +4,7 @@
 // bring the one to the other: whoever is new is linked for the list function, sites are rewritten, who has gone is
 // unlinked, and what was theirs is freed once nobody can be in it. Refuses, without a change, what cannot be.
 
-import { type Addr, addr, hex, offset } from "../base/addr.ts";
+import { type Addr, hex } from "../base/addr.ts";
 import { hexBytes, sameBytes } from "../base/bytes.ts";
 import { refuse } from "../base/refuse.ts";
 import type { CodeMap, CodeRange } from "../image/codeMap.ts";
@@ -16,112 +16,20 @@ import type { Memory } from "../machine/memory.ts";
 import { Pool } from "../machine/pool.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
 import { StructView } from "../machine/struct.ts";
+import { refuseConflicts } from "./conflict.ts";
 import { matches, type Pattern } from "./filter.ts";
-import { type FtraceHash, freeHash, makeHash } from "./hash.ts";
-import { FTRACE_FL, FTRACE_OPS, FTRACE_OPS_FLAG, TRACED_CALL } from "./layout.ts";
+import { FTRACE_OPS, FTRACE_OPS_FLAG, TRACED_CALL } from "./layout.ts";
 import { bugLines, enabledFunctions, type Name } from "./listing.ts";
 import { type DirectOptions, FtraceOps, type OpsOptions } from "./ops.ts";
-import { callBytes, jumpBytes, NOP5, SITE_SIZE } from "./site.ts";
+import { OpsList } from "./opsList.ts";
+import { Reclaimer } from "./reclaim.ts";
+import { bytesOf, FtraceRecord, NOP, type Registry, type Target } from "./record.ts";
+import { callBytes, NOP5, SITE_SIZE } from "./site.ts";
 import { type PokeFailure, type TextPoke, TextPoker } from "./textPoke.ts";
-import { freeTrampoline, makeTrampoline, TEMPLATES, type TemplateKind } from "./trampoline.ts";
+import { makeTrampoline, TEMPLATES, type TemplateKind, type TrampolineParts } from "./trampoline.ts";
 
 export type { DirectOptions, FtraceOps, OpsOptions, TracedCall } from "./ops.ts";
-
-/** What a site's five bytes are. */
-export type Target =
-  | { readonly kind: "nop" }
-  /** A trampoline of one ops, one that several share, or a direct ops' own code. */
-  | {
-      readonly kind: "call";
-      readonly to: Addr;
-      readonly by: FtraceOps | undefined;
-      /** What is called has all registers. */
-      readonly regs: boolean;
-    }
-  | { readonly kind: "jump"; readonly to: Addr; readonly by: FtraceOps };
-
-const NOP: Target = { kind: "nop" };
-
-/** One call site: `ip` is the first of its five bytes. */
-export class FtraceRecord {
-  readonly ip: Addr;
-  readonly symbol: string;
-  /** The image that it is in. */
-  readonly module: string;
-  private readonly registry: Kept<Registry>;
-
-  constructor(ip: Addr, symbol: string, module: string, registry: Kept<Registry>) {
-    this.ip = ip;
-    this.symbol = symbol;
-    this.module = module;
-    this.registry = registry;
-  }
-
-  /** Who wants to be called here, the last one registered first. */
-  get callers(): readonly FtraceOps[] {
-    const { ops } = this.registry.value;
-    return ops.filter(({ state }) => state.value.sites.has(this.ip)).reverse();
-  }
-
-  /** The only one of those; undefined if there is none, or more. */
-  get ops(): FtraceOps | undefined {
-    const { callers } = this;
-    return callers.length === 1 ? callers[0] : undefined;
-  }
-
-  /** What text has. */
-  get target(): Target {
-    return this.registry.value.text.get(this.ip) ?? NOP;
-  }
-
-  /** How many want to be called here. */
-  get count(): number {
-    return this.callers.length;
-  }
-
-  /** As the kernel has them: `FTRACE_FL`, and the count. Those with `_EN` say what text has, the others what is wanted. */
-  get flags(): number {
-    const { callers, target } = this;
-    const by = target.kind === "nop" ? undefined : target.by;
-    const flags: Readonly<Record<keyof typeof FTRACE_FL, boolean>> = {
-      FTRACE_FL_ENABLED: target.kind !== "nop",
-      FTRACE_FL_REGS: this.has("FTRACE_OPS_FL_SAVE_REGS"),
-      FTRACE_FL_REGS_EN: target.kind === "call" && target.regs,
-      FTRACE_FL_TRAMP: callers.length === 1 && callers[0]?.direct === undefined,
-      FTRACE_FL_TRAMP_EN: target.kind === "call" && by !== undefined && by.direct === undefined,
-      FTRACE_FL_IPMODIFY: this.has("FTRACE_OPS_FL_IPMODIFY"),
-      FTRACE_FL_DISABLED: this.isBroken,
-      FTRACE_FL_DIRECT: this.has("FTRACE_OPS_FL_DIRECT"),
-      FTRACE_FL_DIRECT_EN: by?.direct !== undefined,
-    };
-    const names = Object.keys(flags) as (keyof typeof FTRACE_FL)[];
-    return names.reduce((sum, name) => sum + (flags[name] ? FTRACE_FL[name] : 0), this.count);
-  }
-
-  has(flag: "FTRACE_OPS_FL_SAVE_REGS" | "FTRACE_OPS_FL_IPMODIFY" | "FTRACE_OPS_FL_DIRECT"): boolean {
-    return this.callers.some((ops) => ops.has(flag));
-  }
-
-  /** Something else than expected was found there once: it is left alone. */
-  get isBroken(): boolean {
-    return this.registry.value.broken.has(this.ip);
-  }
-}
-
-interface Registry {
-  readonly records: ReadonlyMap<Addr, FtraceRecord>;
-  /** Those that are registered, the first first. */
-  readonly ops: readonly FtraceOps[];
-  /** What the guest's list has, its first first. */
-  readonly linked: readonly FtraceOps[];
-  /** Of sites that are no NOPs. */
-  readonly text: ReadonlyMap<Addr, Target>;
-  readonly broken: ReadonlySet<Addr>;
-  /** Whether anybody is called at all. */
-  readonly enabled: boolean;
-  /** All ops that calls may still be on the way to, by their structures. */
-  readonly known: ReadonlyMap<Addr, FtraceOps>;
-}
+export type { FtraceRecord, Target } from "./record.ts";
 
 export interface FtraceParts {
   /** The kernel's image, which has the templates and `__fentry__`. */
@@ -153,14 +61,23 @@ export class Ftrace {
   private readonly parts: FtraceParts;
   private readonly registry: Kept<Registry>;
   private readonly data: Pool;
-  private readonly text: Pool;
+  private readonly trampolines: TrampolineParts;
+  private readonly list: OpsList;
+  private readonly reclaimer: Reclaimer;
   private failure: PokeFailure | undefined;
 
   constructor(parts: FtraceParts) {
-    const { keeper, memory, image } = parts;
+    const { keeper, memory, image, code, agenda, grace, holder } = parts;
     this.parts = parts;
     this.data = new Pool(parts.heap, keeper);
-    this.text = new Pool(parts.text, keeper);
+    const { data } = this;
+    this.trampolines = { image, memory, code, text: new Pool(parts.text, keeper) };
+    this.reclaimer = new Reclaimer({ agenda, trampolines: this.trampolines, data, holder, grace });
+    const head = image.symbol("ftrace_ops_list").address;
+    this.list = new OpsList({
+      ...{ memory, pool: data, head, grace },
+      retire: (ops, hash) => this.reclaimer.set(ops, hash),
+    });
     this.registry = new Kept<Registry>(keeper, {
       records: new Map(),
       ops: [],
@@ -172,7 +89,7 @@ export class Ftrace {
     });
     this.poker = new TextPoker({
       memory,
-      pool: this.data,
+      pool: data,
       desc: image.symbol("bp_desc").address,
       serialise: parts.serialise,
       name: this.name,
@@ -295,7 +212,7 @@ export class Ftrace {
     this.resolve(ops);
     if (!ops.isRegistered) return;
     try {
-      this.refuseConflicts(ops);
+      refuseConflicts(ops, (ip) => this.at(ip));
     } catch (error) {
       ops.state.value = before;
       throw error;
@@ -312,7 +229,7 @@ export class Ftrace {
     if (ops.state.value.released) refuse("ops-released", { ops: ops.name });
     if (!this.enabled && ops.has("FTRACE_OPS_FL_PERMANENT")) refuse("ops-permanent-off", { ops: ops.name });
     this.resolve(ops);
-    this.refuseConflicts(ops);
+    refuseConflicts(ops, (ip) => this.at(ip));
     ops.change({ registered: true, trampoline: ops.trampoline ?? this.makeTrampoline(ops) });
     const { ops: all } = this.registry.value;
     this.set({ ops: [...all, ops] });
@@ -328,6 +245,37 @@ export class Ftrace {
       ops.change({ registered: true });
       this.set({ ops: before });
     });
+  }
+
+  /** Gives back what an ops takes that is not registered and is not going to be; once nothing leads to it any more. */
+  release(ops: FtraceOps): void {
+    if (ops.isRegistered) refuse("ops-registered", { ops: ops.name });
+    if (ops.state.value.released) refuse("ops-released", { ops: ops.name });
+    ops.change({ released: true });
+    const free = () => {
+      const known = new Map(this.registry.value.known);
+      known.delete(ops.struct.at);
+      this.set({ known });
+      this.data.give(ops.struct.at, FTRACE_OPS.size);
+    };
+    const { reclaimer } = this;
+    const whenLeft = () =>
+      reclaimer.when(
+        ops.name,
+        `nothing leads to ${ops.name}`,
+        () => this.isLeft(ops),
+        () => reclaimer.afterGrace(`the ops ${ops.name}`, free),
+      );
+    // Behind its being unregistered; beside what comes after that.
+    this.parts.agenda.add(STRAND, [
+      {
+        what: `release ${ops.name}`,
+        run: () => {
+          whenLeft();
+          return undefined;
+        },
+      },
+    ]);
   }
 
   /**
@@ -427,7 +375,7 @@ export class Ftrace {
           (failure) => {
             if (failure === undefined) {
               this.note(changes);
-              return this.retire();
+              return [this.retire];
             }
             this.failure = failure;
             this.report(failure, changes);
@@ -438,7 +386,7 @@ export class Ftrace {
             }
             undo();
             // What is wanted now is what was before: there may be ops to link again, or to unlink.
-            return [this.link, ...this.retire()];
+            return [this.link, this.retire];
           },
         );
       },
@@ -449,44 +397,31 @@ export class Ftrace {
   /** Has the list function find whoever is registered, before any site leads to it. */
   private readonly link: Step = {
     what: "link ops",
+    ready: () => this.registered.every((ops) => this.isLinked(ops) || this.list.isFree(ops)),
     run: () => {
-      const { linked, ops: registered } = this.registry.value;
-      let list = linked;
-      for (const ops of registered) {
-        const { hash, sites } = ops.state.value;
-        if (hash === undefined || !isSame(hash.addresses, sites)) this.replaceHash(ops, [...sites]);
-        if (list.includes(ops)) continue;
-        // The ops is whole before the list leads to it.
-        ops.struct.set("next", list[0]?.struct.at ?? 0);
-        this.writeLink(undefined, ops);
-        list = [ops, ...list];
-      }
-      this.set({ linked: list });
+      this.set({ linked: this.list.link(this.registry.value.linked, this.registered) });
       return undefined;
     },
   };
 
   /**
-   * Unlinks who is registered no more, and frees what was theirs once nobody can be in it. Not of those whom a site leads to yet:
-   * they were unregistered since the sites were looked at, and have their turn.
+   * Unlinks who is registered no more, and has what was theirs freed. Not of those whom a site leads to yet: they were
+   * unregistered since the sites were looked at, and have their turn.
    */
-  private retire(): readonly Step[] {
-    return [
-      {
-        what: "unlink ops",
-        run: () => {
-          for (const ops of this.registry.value.linked) if (!ops.isRegistered) this.unlink(ops);
-          for (const ops of this.registry.value.known.values()) {
-            const { trampoline, hash } = ops.state.value;
-            if (ops.isRegistered || this.isLedTo(ops)) continue;
-            ops.change({ trampoline: undefined, hash: undefined });
-            if (trampoline !== undefined) this.free(ops, trampoline, hash);
-            else if (hash !== undefined) this.freeLater(`set of ${ops}`, () => freeHash(this.data, hash));
-          }
-          return undefined;
-        },
-      },
-    ];
+  private readonly retire: Step = {
+    what: "unlink ops",
+    run: () => {
+      const { linked, known } = this.registry.value;
+      for (const ops of linked)
+        if (!ops.isRegistered) this.set({ linked: this.list.unlink(this.registry.value.linked, ops) });
+      for (const ops of known.values())
+        if (!ops.isRegistered && !this.isLedTo(ops)) this.reclaimer.retire(ops);
+      return undefined;
+    },
+  };
+
+  private isLinked(ops: FtraceOps): boolean {
+    return this.registry.value.linked.includes(ops);
   }
 
   /** Whether text at any site is the ops' own. */
@@ -494,65 +429,6 @@ export class Ftrace {
     return [...this.registry.value.text.values()].some(
       (target) => target.kind !== "nop" && target.by === ops,
     );
-  }
-
-  private unlink(ops: FtraceOps): void {
-    const { linked } = this.registry.value;
-    const n = linked.indexOf(ops);
-    this.writeLink(linked[n - 1], linked[n + 1]);
-    this.set({ linked: linked.filter((other) => other !== ops) });
-  }
-
-  /** Makes `next` follow `ops` in the guest's list, or begin it. */
-  private writeLink(ops: FtraceOps | undefined, next: FtraceOps | undefined): void {
-    const to = next?.struct.at ?? addr(0);
-    if (ops !== undefined) ops.struct.set("next", to);
-    else this.parts.memory.writeWord(this.symbol("ftrace_ops_list"), BigInt(to));
-  }
-
-  private replaceHash(ops: FtraceOps, addresses: readonly Addr[]): void {
-    const { hash } = ops.state.value;
-    const made = makeHash(this.parts.memory, this.data, addresses);
-    ops.struct.set("hash", made.at);
-    ops.change({ hash: made });
-    if (hash !== undefined) this.freeLater(`set of ${ops.name}`, () => freeHash(this.data, hash));
-  }
-
-  /** What a trampoline leads to is read by handlers only, which a grace period waits for. */
-  private free(ops: FtraceOps, trampoline: CodeRange, hash: FtraceHash | undefined): void {
-    const { address, size, name } = trampoline;
-    const end = offset(address, size);
-    ops.change({ lingering: ops.state.value.lingering + 1 });
-    this.parts.agenda.add(`free ${name}`, [
-      {
-        what: `wait until nobody is in ${name}`,
-        ready: () => this.parts.holder(address, end) === undefined,
-        run: () => {
-          freeTrampoline(this.trampolineParts, trampoline);
-          ops.change({ lingering: ops.state.value.lingering - 1 });
-          if (hash !== undefined) this.freeLater(`set of ${name}`, () => freeHash(this.data, hash));
-          return undefined;
-        },
-      },
-    ]);
-  }
-
-  private freeLater(what: string, run: () => void): void {
-    this.parts.agenda.add(`free ${what}`, [
-      {
-        what: `grace period for ${what}`,
-        run: () => [
-          {
-            what: `grace period for ${what}`,
-            ready: this.parts.grace(),
-            run: () => {
-              run();
-              return undefined;
-            },
-          },
-        ],
-      },
-    ]);
   }
 
   /** Sites whose text is not what is wanted. */
@@ -597,26 +473,6 @@ export class Ftrace {
     ops.change({ sites: new Set(sites) });
   }
 
-  /** At most one ops changes where a site goes on; a direct call has to cope with that. */
-  private refuseConflicts(ops: FtraceOps): void {
-    const [ipmodify, direct] = [ops.has("FTRACE_OPS_FL_IPMODIFY"), ops.has("FTRACE_OPS_FL_DIRECT")];
-    if (!ipmodify && !direct) return;
-    const { sites, filter } = ops.state.value;
-    if (filter.length === 0) refuse("ops-without-filter", { ops: ops.name });
-    for (const ip of sites) {
-      const record = this.at(ip)!;
-      for (const other of record.callers) {
-        if (other === ops) continue;
-        const names = { func: record.symbol, ops: ops.name, other: other.name };
-        if (ipmodify && other.has("FTRACE_OPS_FL_IPMODIFY")) refuse("ipmodify-twice", names);
-        if (direct && other.has("FTRACE_OPS_FL_DIRECT")) refuse("direct-twice", names);
-        const pair = ipmodify ? other : ops;
-        const isPair = ipmodify ? other.has("FTRACE_OPS_FL_DIRECT") : other.has("FTRACE_OPS_FL_IPMODIFY");
-        if (isPair && !pair.sharesIpmodify) refuse("ipmodify-direct", names);
-      }
-    }
-  }
-
   private addOps(
     name: string,
     {
@@ -638,60 +494,21 @@ export class Ftrace {
     return ops;
   }
 
-  /** Gives back what an ops takes that is not registered and is not going to be; once no trampoline leads to it any more. */
-  release(ops: FtraceOps): void {
-    if (ops.isRegistered) refuse("ops-registered", { ops: ops.name });
-    if (ops.state.value.released) refuse("ops-released", { ops: ops.name });
-    ops.change({ released: true });
-    const { at } = ops.struct;
-    const free = () =>
-      this.freeLater(ops.name, () => {
-        const known = new Map(this.registry.value.known);
-        known.delete(at);
-        this.set({ known });
-        this.data.give(at, FTRACE_OPS.size);
-      });
-    // Behind its being unregistered; beside what comes after that.
-    this.parts.agenda.add(STRAND, [
-      {
-        what: `release ${ops.name}`,
-        run: () => {
-          this.parts.agenda.add(`release ${ops.name}`, [
-            {
-              what: `wait until nothing leads to ${ops.name}`,
-              ready: () => this.isLeft(ops),
-              run: () => {
-                free();
-                return undefined;
-              },
-            },
-          ]);
-          return undefined;
-        },
-      },
-    ]);
-  }
-
   /** Whether no trampoline, and no list, leads to the ops any more. */
   private isLeft(ops: FtraceOps): boolean {
     const { trampoline, lingering } = ops.state.value;
-    return trampoline === undefined && lingering === 0 && !this.registry.value.linked.includes(ops);
+    return trampoline === undefined && lingering === 0 && !this.isLinked(ops);
   }
 
   /** None for a direct ops, whose sites need none. */
   private makeTrampoline(ops: FtraceOps): CodeRange | undefined {
     if (ops.direct !== undefined) return undefined;
-    return makeTrampoline(this.trampolineParts, templateFor([ops]), ops.struct.at, this.handlerOf(ops));
+    return makeTrampoline(this.trampolines, templateFor([ops]), ops.struct.at, this.handlerOf(ops));
   }
 
   /** Who is called by a trampoline of the ops' own. */
   private handlerOf(ops: FtraceOps): Addr {
     return ops.has("FTRACE_OPS_FL_RECURSION") ? this.symbol("ftrace_ops_assist_func") : ops.func;
-  }
-
-  private get trampolineParts() {
-    const { image, memory, code } = this.parts;
-    return { image, memory, code, text: this.text };
   }
 
   private symbol(name: string): Addr {
@@ -716,25 +533,10 @@ function templateFor(callers: readonly FtraceOps[]): TemplateKind {
   return anyHas("FTRACE_OPS_FL_IPMODIFY") ? "ipmodify" : "plain";
 }
 
-function bytesOf(ip: Addr, target: Target): Uint8Array {
-  switch (target.kind) {
-    case "nop":
-      return NOP5;
-    case "call":
-      return callBytes(ip, target.to);
-    case "jump":
-      return jumpBytes(ip, target.to);
-  }
-}
-
 function wants({ state }: FtraceOps, record: FtraceRecord): boolean {
   const { filter, notrace } = state.value;
   const isIn = filter.length === 0 || filter.some((pattern) => matches(pattern, record));
   return isIn && !notrace.some((pattern) => matches(pattern, record));
-}
-
-function isSame(addresses: readonly Addr[], sites: ReadonlySet<Addr>): boolean {
-  return addresses.length === sites.size && addresses.every((at) => sites.has(at));
 }
 
 function flag(on: boolean | undefined, name: keyof typeof FTRACE_OPS_FLAG): number {

@@ -2,7 +2,7 @@
 
 import { type Addr, hex } from "../base/addr.ts";
 import { hexBytes } from "../base/bytes.ts";
-import type { FtraceRecord, Target } from "./ftrace.ts";
+import type { FtraceRecord, Target } from "./record.ts";
 import type { PokeFailure } from "./textPoke.ts";
 
 /** An address in words, or that of a symbol, as %pS has it. */

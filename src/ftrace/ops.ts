@@ -58,6 +58,8 @@ export interface OpsState {
   readonly lingering: number;
   /** It is given back, or is going to be. */
   readonly released: boolean;
+  /** Whether nobody is at it any more who goes through the guest's list, since it was taken out. */
+  readonly unlinked: (() => boolean) | undefined;
   /** What the guest's ops has. */
   readonly hash: FtraceHash | undefined;
   /** Where its sites jump while it is alone there: what its handler would do is settled. */
@@ -96,6 +98,7 @@ export class FtraceOps {
       trampoline: undefined,
       lingering: 0,
       released: false,
+      unlinked: undefined,
       hash: undefined,
       settled: undefined,
     });
