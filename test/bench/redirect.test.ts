@@ -2,7 +2,12 @@
 
 import { readFileSync } from "node:fs";
 import { beforeAll, expect, test } from "vitest";
-import { benchRedirect, type RedirectReport, renderRedirectReport } from "../../bench/redirect.ts";
+import {
+  benchRedirect,
+  type RedirectReport,
+  type RedirectRow,
+  renderRedirectReport,
+} from "../../bench/redirect.ts";
 import { packagePath } from "../../src/base/file.ts";
 import { command } from "../cli/command.ts";
 
@@ -90,6 +95,21 @@ test("the README has the table that is printed", () => {
   const [, table = ""] = renderRedirectReport(report).split("\n\n");
   const indented = table.trimEnd().replaceAll(/^/gm, "    ");
   expect(readFileSync(packagePath("README.md"), "utf8")).toContain(`\n\n${indented}\n\n`);
+});
+
+test("what the README says the instructions are for adds up to what is executed", () => {
+  const readme = readFileSync(packagePath("README.md"), "utf8");
+  const [, table = ""] = /\| instructions \| plain .*\n\| ---.*\n((?:\|.*\n)*)/.exec(readme) ?? [];
+  const rows = table.trimEnd().split("\n");
+  const sums = [2, 3, 4].map((column) =>
+    rows.reduce((sum, line) => sum + Number(line.split("|")[column]), 0),
+  );
+  const trampoline = ({ parts }: RedirectRow) =>
+    parts.find(({ where }) => where.startsWith("ftrace_trampoline_"))?.instructions;
+  const states = [row("trace", "plain"), row("redirect", "idle"), row("trace", "registers")];
+  expect(sums).toEqual(states.map(trampoline));
+  const handler = row("redirect", "idle").parts.find(({ where }) => where === "klp_ftrace_handler");
+  expect(readme).toContain(`The live-patch handler's ${handler?.instructions} are 1 `);
 });
 
 test("the command prints both, and only that", async () => {

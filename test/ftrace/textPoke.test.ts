@@ -105,6 +105,20 @@ test("the alias that text is written by is there for no longer than the write", 
   expect(text()).toEqual(calls());
 });
 
+test("nothing that a CPU executes because of a breakpoint can be traced", () => {
+  begin();
+  while (!text().every((bytes) => bytes.startsWith("cc "))) next();
+  const vcpu = lab.begin(lab.symbol("leaf").address, [1n]);
+  const executed = new Set<string>();
+  do executed.add(lab.code.symbolAt(vcpu.rip)!.symbol.name);
+  while (vcpu.step() === undefined);
+  expect([...executed]).toEqual(
+    expect.arrayContaining(["asm_exc_int3", "do_exception", "poke_int3_handler"]),
+  );
+  const traceable = new Set(lab.ftrace.records.map(({ symbol }) => symbol));
+  expect([...executed].filter((name) => traceable.has(name))).toEqual(["leaf"]);
+});
+
 describe("something else is found than should be", () => {
   const PHASES = [
     { name: "before anything is written", steps: 0, byte: 3 },
