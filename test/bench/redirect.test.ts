@@ -105,7 +105,7 @@ test("what the README says the instructions are for adds up to what is executed"
     rows.reduce((sum, line) => sum + Number(line.split("|")[column]), 0),
   );
   const trampoline = ({ parts }: RedirectRow) =>
-    parts.find(({ where }) => where.startsWith("ftrace_trampoline_"))?.instructions;
+    parts.find(({ where }) => where.startsWith("copy of "))?.instructions;
   const states = [row("trace", "plain"), row("redirect", "idle"), row("trace", "registers")];
   expect(sums).toEqual(states.map(trampoline));
   const handler = row("redirect", "idle").parts.find(({ where }) => where === "klp_ftrace_handler");
