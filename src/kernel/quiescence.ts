@@ -61,16 +61,20 @@ export function holder(kernel: Kernel, low: Addr, high: Addr): string | undefine
       if (isIn(view.getInt32(at + 4, true) * 2 ** 32 + view.getUint32(at, true))) return true;
     return false;
   };
+  const looked = new Set<Task>();
   for (const [n, cpu] of kernel.cpus.entries()) {
     const vcpu = kernel.machine.vcpus[n]!;
     const task = kernel.current(vcpu);
+    if (task !== undefined) looked.add(task);
     if (registers(vcpu).some(isIn)) return `CPU ${n}, in ${task ?? "no task"}`;
     for (const { from, stack } of liveStacks(vcpu, cpu, task))
       if (onStack(from, stack)) return `CPU ${n}, on a stack of ${task ?? "no task"}`;
   }
   for (const task of kernel.table.everything) {
-    if (task.onCpu || hasEnded(task)) continue;
-    if (onStack(task.struct.getNumber("sp") as Addr, task.stack)) return `${task}, on its stack`;
+    if (looked.has(task) || hasEnded(task)) continue;
+    // In the middle of a switch both tasks are on a CPU, and one of them is current: of the other everything counts.
+    const from = task.onCpu ? task.stack.low : (task.struct.getNumber("sp") as Addr);
+    if (onStack(from, task.stack)) return `${task}, on its stack`;
   }
   return undefined;
 }

@@ -2,10 +2,11 @@
 // is in, guards by context, the switch, modules that come and go.
 
 import { beforeEach, describe, expect, test } from "vitest";
-import type { Addr } from "../../src/base/addr.ts";
+import { type Addr, addr } from "../../src/base/addr.ts";
 import type { FtraceOps, OpsOptions } from "../../src/ftrace/ftrace.ts";
 import { NOP5, SITE_SIZE } from "../../src/ftrace/site.ts";
 import { VECTORS } from "../../src/kernel/layout.ts";
+import { holder } from "../../src/kernel/quiescence.ts";
 import { Lab } from "../../src/lab.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
 
@@ -122,6 +123,30 @@ describe("what was an ops'", () => {
     lab.finish(vcpu);
     lab.kernel.agenda.finish();
     expect([pending(), trampolines()]).toEqual([[], []]);
+  });
+
+  test("is not given back at any instruction of a switch to a task that is in it", () => {
+    const ops = traced("plain", ["leaf"], { handler: at("ftrace_stub") });
+    const task = lab.kernel.tasks[0]!;
+    const { address } = ops.trampoline!;
+    const end = address + ops.trampoline!.size;
+    stopIn(ops);
+    lab.kernel.setNext(vcpu, lab.kernel.cpus[0]!.idle);
+    vcpu.interrupt(VECTORS.TIMER_VECTOR);
+    for (let n = 0; n < 100 && task.onCpu; n++) lab.kernel.run(vcpu, { budget: 50 });
+    lab.kernel.setNext(vcpu, task);
+    vcpu.interrupt(VECTORS.TIMER_VECTOR);
+    const before = new Set<string>();
+    for (let n = 0; n < 10_000 && !(vcpu.rip >= address && vcpu.rip < end); n++) {
+      before.add(lab.code.describe(vcpu.rip).replace(/\+.*/, ""));
+      expect(holder(lab.kernel, address, addr(end)), lab.code.describe(vcpu.rip)).toBeDefined();
+      const exit = vcpu.step();
+      if (exit !== undefined) lab.kernel.answer(vcpu, exit);
+    }
+    expect(before).toContain("switch_to");
+    expect(vcpu.rip).toBeGreaterThanOrEqual(address);
+    lab.finish(vcpu);
+    expect(holder(lab.kernel, address, addr(end))).toBeUndefined();
   });
 
   test("is used again by the next: nothing grows", () => {
