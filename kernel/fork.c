@@ -15,11 +15,20 @@ struct task *find_task(int pid)
 	return task;
 }
 
+/*
+ * With tasklist_lock held a transition looks at nobody: a new task is in the state that its parent is in, and pending if that is, from the
+ * moment that it is there.
+ */
 static struct task *new_task(void)
 {
 	u64 flags = spin_lock_irqsave(&tasklist_lock);
 	struct task *task = (struct task *)hypercall(HC_NEW_TASK, 0, 0, 0);
 
+	if (task) {
+		WRITE_ONCE(task->patch_state, READ_ONCE(current->patch_state));
+		if (thread_flags(current) & TIF_PATCH_PENDING)
+			set_flags(&task->thread_flags, TIF_PATCH_PENDING);
+	}
 	spin_unlock_irqrestore(&tasklist_lock, flags);
 	return task;
 }
@@ -86,16 +95,7 @@ long sys_clone(struct pt_regs *regs)
 	childregs->ax = 0;
 	childregs->sp = regs->si;
 	set_beginning(task, childregs, ret_from_fork, 0, 0, (u64)childregs | 1);
-	/* With tasklist_lock, which a transition holds too: a child is in the state that its parent is in then. */
-	{
-		u64 flags = spin_lock_irqsave(&tasklist_lock);
-
-		WRITE_ONCE(task->patch_state, READ_ONCE(parent->patch_state));
-		if (thread_flags(parent) & TIF_PATCH_PENDING)
-			set_flags(&task->thread_flags, TIF_PATCH_PENDING);
-		pid = task->pid;
-		spin_unlock_irqrestore(&tasklist_lock, flags);
-	}
+	pid = task->pid;
 	wake_up_new_task(task);
 	return pid;
 }

@@ -7,6 +7,25 @@
 /* All that are registered, the latest first; changed by the laboratory, which waits for those in here before it frees. */
 struct ftrace_ops *ftrace_ops_list;
 
+notrace int ftrace_recursion_trylock_elsewhere(struct task *self, int start)
+{
+	int count = preempt_count();
+	int context = count & NMI_MASK	     ? TRACE_CTX_NMI
+		      : count & HARDIRQ_MASK ? TRACE_CTX_IRQ
+		      : count & SOFTIRQ_MASK ? TRACE_CTX_SOFTIRQ
+					     : TRACE_CTX_TASK;
+	int bit = (1 << context) << start;
+
+	if (self->trace_recursion & bit) {
+		bit = (1 << TRACE_CTX_TRANSITION) << start;
+		if (self->trace_recursion & bit)
+			return 0;
+	}
+	self->trace_recursion |= bit;
+	barrier();
+	return bit;
+}
+
 static always_inline int hash_contains_ip(const struct ftrace_hash *hash, u64 ip)
 {
 	const u64 *slots = (const u64 *)(hash + 1);

@@ -151,12 +151,6 @@ static always_inline int preempt_count_dec_and_test(void)
 	return zero;
 }
 
-static always_inline void preempt_enable_notrace(void)
-{
-	if (__builtin_expect(preempt_count_dec_and_test() && need_resched(), 0))
-		preempt_schedule_notrace();
-}
-
 static always_inline int in_interrupt(void)
 {
 	return preempt_count() & (HARDIRQ_MASK | NMI_MASK);
@@ -441,32 +435,59 @@ static always_inline long copy_to_user(void *to, const void *from, size_t size)
 
 /*
  * A handler runs once in each context: in an NMI, an interrupt, or a task. Interrupts come before preempt_count says so, and
- * then it looks as if one context were entered twice, which is let pass once. Answers with the bit that is held from now on,
- * with preemption off; zero if this call is not to be handled. `start` is TRACE_FTRACE_START or TRACE_LIST_START.
- * Nobody else writes the task's word, and who interrupts this leaves it as it was.
+ * then it looks as if one context were entered twice, which is let pass once. Each context has a bit in the task's word, which
+ * nobody else writes, and which who interrupts this leaves as it was: no locked instruction. `start` is TRACE_FTRACE_START
+ * or TRACE_LIST_START.
  */
+
+/* Of tasks, which nearly all calls are in. True if the bit was free, and is held from now on; two tests, and no more. */
+static always_inline int ftrace_recursion_trylock_task(struct task *self, int start)
+{
+	int interrupted, held;
+
+	__asm__ volatile("testl %1, %%gs:%c2"
+			 : "=@ccnz"(interrupted)
+			 : "i"(NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK), "i"(__builtin_offsetof(struct cpu, preempt_count))
+			 : "memory");
+	if (__builtin_expect(interrupted, 0))
+		return 0;
+	__asm__ volatile("btsl %2, %1" : "=@ccc"(held), "+m"(self->trace_recursion) : "i"(start + TRACE_CTX_TASK) : "memory");
+	return !__builtin_expect(held, 0);
+}
+
+/* The bit of a task, as ftrace_test_recursion_unlock() takes it. */
+#define TRACE_TASK_BIT(start) (1 << ((start) + TRACE_CTX_TASK))
+
+/* The others, and tasks that are in a handler. Answers with the bit that is held from now on; zero if there is none. */
+int ftrace_recursion_trylock_elsewhere(struct task *self, int start);
+
+/* Answers with the bit that is held, with preemption off; zero if this call is not to be handled. */
 static always_inline int ftrace_test_recursion_trylock(struct task *self, int start)
 {
-	int count = preempt_count();
-	int bit = 8 << start;
+	int bit = TRACE_TASK_BIT(start);
 
-	if (__builtin_expect(count & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK), 0))
-		bit = (count & NMI_MASK ? 1 : count & HARDIRQ_MASK ? 2 : 4) << start;
-	if (__builtin_expect(self->trace_recursion & bit, 0)) {
-		bit = (1 << TRACE_CTX_TRANSITION) << start;
-		if (self->trace_recursion & bit)
+	if (__builtin_expect(!ftrace_recursion_trylock_task(self, start), 0)) {
+		bit = ftrace_recursion_trylock_elsewhere(self, start);
+		if (!bit)
 			return 0;
 	}
-	self->trace_recursion |= bit;
 	preempt_disable();
 	return bit;
 }
 
-static always_inline void ftrace_test_recursion_unlock(struct task *self, int bit)
+/* True if somebody waits for this CPU, and has to be let: preempt_schedule_notrace(). */
+static always_inline int ftrace_recursion_unlock_wants_schedule(struct task *self, int bit)
 {
 	barrier();
+	/* Before preemption may lead to schedule(): what is patched in there would be refused. */
 	self->trace_recursion &= ~bit;
-	preempt_enable_notrace();
+	return preempt_count_dec_and_test() && __builtin_expect(self->thread_flags & TIF_NEED_RESCHED, 0);
+}
+
+static always_inline void ftrace_test_recursion_unlock(struct task *self, int bit)
+{
+	if (ftrace_recursion_unlock_wants_schedule(self, bit))
+		preempt_schedule_notrace();
 }
 
 typedef void (*ftrace_func_t)(u64 ip, u64 parent_ip, struct ftrace_ops *ops, struct pt_regs *regs);

@@ -8,6 +8,7 @@ struct ftrace_hash;
 struct text_poke_loc;
 struct bp_patching_desc;
 struct klp_func;
+struct klp_shadow;
 struct task;
 struct ret_stack;
 struct sigaction;
@@ -117,11 +118,25 @@ _Static_assert(sizeof(struct bp_patching_desc) == 16, "");
 
 struct klp_func {
 	u64 new_func;
+	struct klp_func *next;
 	u8 transition;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct klp_func, new_func) == 0, "");
-_Static_assert(__builtin_offsetof(struct klp_func, transition) == 8, "");
-_Static_assert(sizeof(struct klp_func) == 16, "");
+_Static_assert(__builtin_offsetof(struct klp_func, next) == 8, "");
+_Static_assert(__builtin_offsetof(struct klp_func, transition) == 16, "");
+_Static_assert(sizeof(struct klp_func) == 24, "");
+
+struct klp_shadow {
+	struct klp_shadow *next;
+	void *obj;
+	u64 id;
+	u64 data_size;
+} __attribute__((aligned(8)));
+_Static_assert(__builtin_offsetof(struct klp_shadow, next) == 0, "");
+_Static_assert(__builtin_offsetof(struct klp_shadow, obj) == 8, "");
+_Static_assert(__builtin_offsetof(struct klp_shadow, id) == 16, "");
+_Static_assert(__builtin_offsetof(struct klp_shadow, data_size) == 24, "");
+_Static_assert(sizeof(struct klp_shadow) == 32, "");
 
 struct task {
 	int pid;
@@ -259,6 +274,7 @@ struct cpu {
 	u64 devices;
 	u64 tick_at;
 	int sync_pending;
+	struct task *kick;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct cpu, current) == 0, "");
 _Static_assert(__builtin_offsetof(struct cpu, next) == 8, "");
@@ -291,7 +307,8 @@ _Static_assert(__builtin_offsetof(struct cpu, touched) == 184, "");
 _Static_assert(__builtin_offsetof(struct cpu, devices) == 192, "");
 _Static_assert(__builtin_offsetof(struct cpu, tick_at) == 200, "");
 _Static_assert(__builtin_offsetof(struct cpu, sync_pending) == 208, "");
-_Static_assert(sizeof(struct cpu) == 216, "");
+_Static_assert(__builtin_offsetof(struct cpu, kick) == 216, "");
+_Static_assert(sizeof(struct cpu) == 224, "");
 
 struct inactive_task_frame {
 	u64 r15;
@@ -375,6 +392,10 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define NMI_MASK 15728640
 #define TRACE_FTRACE_START 0
 #define TRACE_LIST_START 5
+#define TRACE_CTX_NMI 0
+#define TRACE_CTX_IRQ 1
+#define TRACE_CTX_SOFTIRQ 2
+#define TRACE_CTX_TASK 3
 #define TRACE_CTX_TRANSITION 4
 #define MAX_RET_DEPTH 50
 #define NR_FILES 64
@@ -462,6 +483,7 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define EFAULT 14
 #define EBUSY 16
 #define EEXIST 17
+#define ENODEV 19
 #define EINVAL 22
 #define EMFILE 24
 #define EPIPE 32
@@ -482,6 +504,11 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define HC_MAP_MODULE 9
 #define HC_UNMAP_MODULE 10
 #define HC_FTRACE 11
+#define HC_KMALLOC 12
+#define HC_KFREE 13
+#define HC_MODULE_NOTIFY 14
+#define HC_MODULE_NOTIFIED 15
+#define HC_KLP_TRY_SWITCH 16
 #define KLP_UNDEFINED (-1)
 #define KLP_UNPATCHED 0
 #define KLP_PATCHED 1

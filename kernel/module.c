@@ -27,6 +27,21 @@ static struct module *find_module(const char *name)
 	return module;
 }
 
+#define NOTIFIED_POLL 1000
+
+/* What live patching makes of a module's coming or going; it may have to wait for other CPUs. */
+static long notify(struct module *module)
+{
+	long result;
+
+	hypercall(HC_MODULE_NOTIFY, (long)module, 0, 0);
+	while ((result = hypercall(HC_MODULE_NOTIFIED, (long)module, 0, 0)) > 0) {
+		set_current_state(TASK_UNINTERRUPTIBLE);
+		schedule_timeout(NOTIFIED_POLL);
+	}
+	return result;
+}
+
 static void unlink_module(struct module *module)
 {
 	struct module **at = &modules;
@@ -62,10 +77,12 @@ static noinline long load_module(const char *name)
 	mutex_unlock(&module_mutex);
 	if (result)
 		return result;
-	if (module->init)
+	result = notify(module);
+	if (!result && module->init)
 		result = ((int (*)(void))module->init)();
 	if (result) {
 		WRITE_ONCE(module->state, MODULE_STATE_GOING);
+		notify(module);
 		unlink_module(module);
 		return result;
 	}
@@ -94,6 +111,7 @@ static noinline long unload_module(const char *name)
 		return result;
 	if (module->exit)
 		((void (*)(void))module->exit)();
+	notify(module);
 	unlink_module(module);
 	return 0;
 }

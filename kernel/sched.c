@@ -195,6 +195,9 @@ void cond_resched(void)
 {
 	if (preempt_count() == 0 && need_resched())
 		preempt_schedule_irq();
+	/* A task that is busy in the kernel comes by here, and nowhere else. */
+	if (__builtin_expect(thread_flags(current) & TIF_PATCH_PENDING, 0))
+		hypercall(HC_KLP_TRY_SWITCH, 0, 0, 0);
 }
 
 /* What a new task does first. */
@@ -338,8 +341,12 @@ void noreturn cpu_idle(void)
 
 	for (;;) {
 		while (!need_resched()) {
+			/* In here: an interrupt's exit may have scheduled already, so that nothing leads out of this loop. */
+			if (thread_flags(current) & TIF_PATCH_PENDING)
+				klp_update_patch_state(current);
 			local_irq_disable();
-			if (need_resched()) {
+			/* The interrupt that was to bring this CPU out of here may have looked for whom to run by itself. */
+			if (thread_flags(current) & (TIF_NEED_RESCHED | TIF_PATCH_PENDING)) {
 				local_irq_enable();
 				break;
 			}
@@ -347,8 +354,6 @@ void noreturn cpu_idle(void)
 			__asm__ volatile("sti; hlt" ::: "memory");
 			WRITE_ONCE(cpu->idling, 0);
 		}
-		if (thread_flags(current) & TIF_PATCH_PENDING)
-			klp_update_patch_state(current);
 		schedule();
 	}
 }

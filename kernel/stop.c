@@ -38,6 +38,13 @@ void handle_call_function(struct cpu *cpu)
 		sync_core(NULL);
 		smp_store_release(&cpu->sync_pending, 0);
 	}
+	if (smp_load_acquire(&cpu->kick)) {
+		if (cpu->kick->flags & PF_KTHREAD)
+			try_to_wake_up(cpu->kick, TASK_INTERRUPTIBLE);
+		else
+			fake_signal(cpu->kick);
+		smp_store_release(&cpu->kick, NULL);
+	}
 	if (!smp_load_acquire(&cpu->call_pending))
 		return;
 	((void (*)(void *))cpu->call_function)(cpu->call_argument);

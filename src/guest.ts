@@ -25,7 +25,7 @@ import {
   SIGACTION,
   TASK,
 } from "./kernel/layout.ts";
-import { KLP_FUNC } from "./livepatch/layout.ts";
+import { KLP_FUNC, KLP_SHADOW } from "./livepatch/layout.ts";
 import { PT_REGS } from "./machine/ptRegs.ts";
 import { assemblerConstants, cDeclaration } from "./machine/struct.ts";
 import { HINT_CONSTANTS } from "./unwind/orc/generate/hint.ts";
@@ -58,6 +58,7 @@ export const KERNEL_OBJECTS = [
   "traps.o",
   "ftrace.o",
   "klp.o",
+  "shadow.o",
   "module.o",
 ] as const;
 
@@ -81,6 +82,7 @@ const STRUCTS = [
   TEXT_POKE_LOC,
   BP_PATCHING_DESC,
   KLP_FUNC,
+  KLP_SHADOW,
   TASK,
   RET_STACK,
   SIGACTION,

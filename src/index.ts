@@ -17,6 +17,18 @@ export type { Invariants, Violation } from "./kernel/invariants.ts";
 export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts";
 export type { Task } from "./kernel/task.ts";
 export { type CallOptions, type CallResult, Lab, type LabOptions } from "./lab.ts";
+export type { Blocker } from "./livepatch/blocker.ts";
+export { type Livepatch, type LivepatchOptions, ORDERS, type Order } from "./livepatch/livepatch.ts";
+export type {
+  Callbacks,
+  FunctionSpec,
+  ObjectSpec,
+  Patch,
+  PatchObject,
+  PatchSpec,
+  StateSpec,
+} from "./livepatch/patch.ts";
+export type { Sysfs } from "./livepatch/sysfs.ts";
 export type { CallFrame, InterruptFrame, TrueFrame } from "./machine/callChain.ts";
 export type { Exit, Fault } from "./machine/exit.ts";
 export { Machine, type MachineOptions, type Trace } from "./machine/machine.ts";

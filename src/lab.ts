@@ -19,17 +19,21 @@ import { Kernel, type Task } from "./kernel/kernel.ts";
 import { OopsWriter } from "./kernel/oops.ts";
 import { grace, holder, serialiseAll } from "./kernel/quiescence.ts";
 import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
+import { Livepatch } from "./livepatch/livepatch.ts";
 import { Redirect } from "./livepatch/redirect.ts";
+import { Sysfs } from "./livepatch/sysfs.ts";
 import { Agenda } from "./machine/agenda.ts";
 import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
+import { Pool } from "./machine/pool.ts";
 import type { CodeVisibility } from "./machine/staleCode.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
 import { Modules } from "./modules.ts";
 import { adviseExit } from "./report/advice.ts";
 import { framePointerUnwinder } from "./unwind/framePointer.ts";
 import { OrcTables } from "./unwind/orc/tables.ts";
+import { orcUnwinder } from "./unwind/orcWalker.ts";
 import type { Unwinder, Walk } from "./unwind/walk.ts";
 import { loadAssembler } from "./x86/assemble.ts";
 import type { ObjectFile } from "./x86/object.ts";
@@ -84,6 +88,9 @@ export class Lab {
   readonly kernel: Kernel;
   readonly modules: Modules;
   readonly ftrace: Ftrace;
+  readonly livepatch: Livepatch;
+  /** What administrators see of it, and write to. */
+  readonly sysfs: Sysfs;
   private readonly heap: Heap;
   /** What walkers may ask of this system. */
   readonly unwinding: UnwindingParts & { readonly code: CodeMap };
@@ -132,6 +139,22 @@ export class Lab {
       modules: this.modules,
       traceHandler: (call) => this.ftrace.handle(call),
     });
+    this.livepatch = new Livepatch({
+      ...{ kernel: this.kernel, ftrace: this.ftrace, code, pool: new Pool(heap, keeper) },
+      contextOf: (task) => this.kernel.unwindContext(task, this.unwinding),
+      walkOfCurrent: (task) => this.walkOfCurrent(task),
+      grace: () => grace(this.kernel),
+      isModule: (name) => this.modules.has(name),
+      use: (module, by) => this.modules.use(module, by),
+      handler: image.symbol("klp_ftrace_handler").address,
+    });
+    this.sysfs = new Sysfs({ livepatch: this.livepatch, ftrace: this.ftrace, kernel: this.kernel });
+    this.kernel.livepatch = {
+      notify: (module) => this.notify(module),
+      notified: (module) => this.livepatch.notified(module),
+      trySwitch: (task) => this.livepatch.trySwitchCurrent(task),
+    };
+    this.modules.livepatch = this.kernel.livepatch;
     for (let n = 0; n < vcpus; n++) this.kernel.createTask();
     const { returnTrampolines } = this.machine.calls;
     for (const name of RETURN_TRAMPOLINES) returnTrampolines.add(image.symbol(name).address);
@@ -224,6 +247,20 @@ export class Lab {
   /** A walk from a vCPU's registers, over the stacks of the task that runs on it. */
   walk(vcpu: Vcpu, unwinder: Unwinder = framePointerUnwinder): Walk {
     return unwinder.walk(this.kernel.unwindContextOf(vcpu, this.unwinding), liveStart(vcpu));
+  }
+
+  /** Where the task is that a CPU executes, which stands still, and where it came from; undefined if none does. */
+  private walkOfCurrent(task: Task): Walk | undefined {
+    const vcpu = this.machine.vcpus.find((one) => this.kernel.current(one) === task);
+    if (vcpu === undefined) return undefined;
+    const { frames, doubt } = this.walk(vcpu, orcUnwinder);
+    return { frames: [{ kind: "interrupted", address: vcpu.rip, slot: vcpu.rsp }, ...frames], doubt };
+  }
+
+  /** Tells live patching of a module that is coming or going. */
+  private notify(module: Addr): void {
+    const found = this.modules.at(module);
+    if (found !== undefined) this.livepatch.notify(module, found.image, found.state !== "MODULE_STATE_GOING");
   }
 
   /** The return addresses that are really live on the vCPU's stack, innermost first. Needs `recordCalls`. */

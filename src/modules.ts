@@ -3,7 +3,7 @@
 // Every module has its place in module space from the moment that it is offered, and a struct module that it keeps; which
 // are loaded, and what state each is in, is guest memory's to say.
 
-import { type Addr, addr } from "./base/addr.ts";
+import { type Addr, addr, offset } from "./base/addr.ts";
 import { refuse } from "./base/refuse.ts";
 import type { Ftrace } from "./ftrace/ftrace.ts";
 import type { CodeMap } from "./image/codeMap.ts";
@@ -11,8 +11,8 @@ import type { Image } from "./image/image.ts";
 import { MODULE_TEXT } from "./image/layout.ts";
 import { link } from "./image/link.ts";
 import { load, unload } from "./image/load.ts";
-import type { ModuleLoader } from "./kernel/kernel.ts";
-import { MODULE, MODULE_STATE } from "./kernel/layout.ts";
+import type { LivepatchHooks, ModuleLoader } from "./kernel/kernel.ts";
+import { MODULE, MODULE_STATE, nameOfError } from "./kernel/layout.ts";
 import type { Heap } from "./machine/heap.ts";
 import type { Memory } from "./machine/memory.ts";
 import { StructView } from "./machine/struct.ts";
@@ -21,6 +21,13 @@ import type { ObjectFile } from "./x86/object.ts";
 interface Offer {
   readonly image: Image;
   readonly struct: StructView<keyof typeof MODULE.fields>;
+}
+
+export interface LoadedModule {
+  readonly name: string;
+  readonly state: keyof typeof MODULE_STATE;
+  /** How many need it: it must not go before they do. */
+  readonly users: number;
 }
 
 export interface ModulesParts {
@@ -36,6 +43,8 @@ export class Modules implements ModuleLoader {
   private readonly parts: ModulesParts;
   private readonly offers = new Map<string, Offer>();
   private nextText: Addr = MODULE_TEXT;
+  /** Who is told of modules that come and go here, and not by guest code. */
+  livepatch: LivepatchHooks | undefined;
 
   constructor(parts: ModulesParts) {
     this.parts = parts;
@@ -69,11 +78,59 @@ export class Modules implements ModuleLoader {
     const { memory, kernel } = this.parts;
     if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED) refuse("module-loaded", { name });
     this.mapImage(image);
+    struct.set("state", MODULE_STATE.MODULE_STATE_COMING);
+    this.livepatch?.notify(struct.at);
+    const refused = this.livepatch?.notified(struct.at) ?? 0;
+    if (refused !== 0) {
+      struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
+      this.unmap(struct.at);
+      refuse("module-refused", { name, error: nameOfError(-refused) });
+    }
     struct.set("state", MODULE_STATE.MODULE_STATE_LIVE);
     const first = kernel.symbol("modules").address;
     struct.set("next", memory.readWord(first));
     memory.writeWord(first, BigInt(struct.at));
     return image;
+  }
+
+  /** The opposite, which its own end has nothing to say to either. Refuses while somebody needs it. */
+  remove(name: string): void {
+    const offer = this.offers.get(name) ?? refuse("no-module", { name });
+    const { struct } = offer;
+    const { memory, kernel } = this.parts;
+    if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_LIVE) refuse("module-not-loaded", { name });
+    if (struct.getNumber("refcnt") !== 0) refuse("module-in-use", { name });
+    struct.set("state", MODULE_STATE.MODULE_STATE_GOING);
+    this.livepatch?.notify(struct.at);
+    let before = kernel.symbol("modules").address;
+    while (memory.readNumber(before) !== struct.at)
+      before = offset(memory.readNumber(before) as Addr, MODULE.fields.next.offset);
+    memory.writeWord(before, struct.get("next"));
+    struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
+    this.unmap(struct.at);
+  }
+
+  /** Whether a module of that name is offered, loaded or not. */
+  has(name: string): boolean {
+    return this.offers.has(name);
+  }
+
+  /** Counts one more who needs a module, or one less; false, and nothing is counted, if it is not loaded. */
+  use(name: string, by: 1 | -1): boolean {
+    const struct = this.offers.get(name)?.struct;
+    if (struct === undefined || struct.getNumber("state") === MODULE_STATE.MODULE_STATE_UNFORMED)
+      return false;
+    struct.set("refcnt", struct.getNumber("refcnt") + by);
+    return true;
+  }
+
+  /** The module whose struct module is at `at`, if one is offered or loaded. */
+  at(at: Addr): { readonly image: Image; readonly state: string } | undefined {
+    const offer = [...this.offers.values()].find(({ struct }) => struct.at === at);
+    if (offer === undefined) return undefined;
+    const number = offer.struct.getNumber("state");
+    const state = Object.entries(MODULE_STATE).find(([, value]) => value === number)?.[0] ?? "";
+    return { image: offer.image, state };
   }
 
   map(name: string): Addr | undefined {
@@ -93,15 +150,19 @@ export class Modules implements ModuleLoader {
   }
 
   /** Those that are loaded, the latest first, as the kernel lists them. */
-  get loaded(): readonly { readonly name: string; readonly state: keyof typeof MODULE_STATE }[] {
+  get loaded(): readonly LoadedModule[] {
     const { memory, kernel } = this.parts;
-    const found: { name: string; state: keyof typeof MODULE_STATE }[] = [];
+    const found: LoadedModule[] = [];
     let at = memory.readNumber(kernel.symbol("modules").address) ?? 0;
     while (at !== 0 && found.length < this.offers.size) {
       const struct = new StructView(memory, MODULE, at as Addr);
       const states = Object.keys(MODULE_STATE) as (keyof typeof MODULE_STATE)[];
       const state = states.find((name) => MODULE_STATE[name] === struct.getNumber("state"));
-      found.push({ name: struct.getText("name"), state: state ?? "MODULE_STATE_UNFORMED" });
+      found.push({
+        name: struct.getText("name"),
+        state: state ?? "MODULE_STATE_UNFORMED",
+        users: struct.getNumber("refcnt"),
+      });
       at = struct.getNumber("next");
     }
     return found;

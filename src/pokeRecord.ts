@@ -3,7 +3,7 @@
 import { refuse } from "./base/refuse.ts";
 import type { Choices } from "./explore/chooser.ts";
 import { WRITERS, type Writer } from "./ftrace/textPoke.ts";
-import { readChoices, readDocument } from "./record.ts";
+import { counted, readChoices, readDocument } from "./record.ts";
 import { MAX_VCPUS, POKE_WAYS, type PokeSettings } from "./settings.ts";
 
 export interface PokeRecord {
@@ -24,7 +24,7 @@ export interface PokeEnd {
 const FORMAT = "fentrylab poke 1";
 
 export function writePokeRecord(record: PokeRecord): string {
-  return `${JSON.stringify({ format: FORMAT, ...record })}\n`;
+  return `${JSON.stringify({ format: FORMAT, ...record, choices: counted(record.choices) })}\n`;
 }
 
 /** Refuses what `writePokeRecord` has not written. */

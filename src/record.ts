@@ -24,7 +24,12 @@ export interface RunRecord {
 const FORMAT = "fentrylab run 1";
 
 export function writeRecord(record: RunRecord): string {
-  return `${JSON.stringify({ format: FORMAT, ...record })}\n`;
+  return `${JSON.stringify({ format: FORMAT, ...record, choices: counted(record.choices) })}\n`;
+}
+
+/** As records have them: one that lacks some does not pass for a shorter one. */
+export function counted({ kinds, answers }: Choices) {
+  return { kinds, count: answers.length / 3, answers };
 }
 
 /** Refuses what `writeRecord` has not written. */
@@ -39,6 +44,7 @@ export function readRecord(path: string): RunRecord {
       copies: settings.whole("copies", 1),
       rounds: settings.whole("rounds", 1),
       budget: settings.whole("budget", 1),
+      patches: settings.flag("patches"),
     },
     seed: top.whole("seed", 0),
     origin: top.text("origin"),
@@ -76,6 +82,7 @@ export function readChoices(choices: Fields, refused: Refused): Choices {
     .list("answers")
     .map((answer) => (isWhole(answer) ? answer : refused("an answer is no number")));
   if (answers.length % 3 !== 0) refused("its last choice is not whole");
+  if (answers.length / 3 !== choices.whole("count", 0)) refused("some of its choices are missing");
   for (let n = 0; n < answers.length; n += 3)
     if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!) refused(`choice ${n / 3} is none`);
   return { kinds, answers };
@@ -92,6 +99,13 @@ export class Fields {
     this.fields = value as Record<string, unknown>;
     this.name = name;
     this.refused = refused;
+  }
+
+  flag(field: string): boolean {
+    const value = this.fields[field];
+    return typeof value === "boolean"
+      ? value
+      : this.refused(`${this.name}: ${field} is neither true nor false`);
   }
 
   object(field: string): Fields {

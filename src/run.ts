@@ -2,10 +2,19 @@
 
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder } from "./explore/chooser.ts";
-import type { RunEnd } from "./kernel/conductor.ts";
+import type { Conductor, RunEnd } from "./kernel/conductor.ts";
+import type { LivepatchOptions } from "./livepatch/livepatch.ts";
+import type { Universe } from "./livepatch/universe.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
+import { Operator } from "./operator.ts";
 import { Patients, type PatientsOptions } from "./patients.ts";
 import type { RunSettings } from "./settings.ts";
+
+/** Where live patches come and go it matters which instruction somebody is stopped at. */
+const SHORT_SLICES = [1, 2, 3, 5, 10, 30, 100, 300];
+/** Looks at whether the last transitions come to an end. */
+const MOST_WINDING = 2000;
+const WINDING_BUDGET = 200_000;
 
 export interface RunOptions {
   /** Slices between looks at the invariants; 0 for none, 4 if not given. */
@@ -30,20 +39,25 @@ const PROGRESS_EVERY = 1000;
 export class Runner {
   readonly patients: Patients;
   readonly settings: RunSettings;
+  private readonly operator: Operator | undefined;
   /** The hash of the machine before any run, in hexadecimal: of what a record is one. */
   readonly origin: string;
   private readonly fresh: Snapshot;
 
   static async open(
     settings: RunSettings,
-    options: Omit<PatientsOptions, keyof RunSettings> = {},
+    options: Omit<PatientsOptions, keyof RunSettings> & { readonly livepatch?: LivepatchOptions } = {},
   ): Promise<Runner> {
-    return new Runner(await Patients.open({ ...options, ...settings }), settings);
+    const { patches } = settings;
+    const patients = await Patients.open({ ...options, ...settings, recordCalls: patches });
+    const operator = patches ? await Operator.open(patients, options.livepatch) : undefined;
+    return new Runner(patients, settings, operator);
   }
 
-  private constructor(patients: Patients, settings: RunSettings) {
+  private constructor(patients: Patients, settings: RunSettings, operator: Operator | undefined) {
     this.patients = patients;
     this.settings = settings;
+    this.operator = operator;
     const { machine } = patients.lab;
     this.fresh = machine.snapshot();
     this.origin = hexadecimal(machine.hash());
@@ -56,24 +70,52 @@ export class Runner {
     machine.restore(this.fresh);
     const before = machine.instructions;
     const recorder = new Recorder(chooser);
-    const conductor = lab.conductor({ chooser: recorder });
+    const slices = this.operator === undefined ? {} : { slices: SHORT_SLICES };
+    const conductor = lab.conductor({ chooser: recorder, ...slices });
     this.patients.begin();
     const invariants = lab.invariants();
-    let slices = 0;
+    const universe = this.operator?.begin(recorder);
+    let looks = 0;
     const watch = () => {
-      if (++slices % PROGRESS_EVERY === 0) onProgress?.(machine.instructions - before);
-      const violation = every > 0 && slices % every === 0 ? invariants.check() : undefined;
-      return violation && `${violation.rule}: ${violation.what}`;
+      if (++looks % PROGRESS_EVERY === 0) onProgress?.(machine.instructions - before);
+      if (every > 0 && looks % every === 0) {
+        const violation = invariants.check();
+        if (violation !== undefined) return `${violation.rule}: ${violation.what}`;
+        const wrong = universe?.check();
+        if (wrong !== undefined) return wrong;
+      }
+      this.operator?.step();
+      return undefined;
     };
     const end = conductor.run({ budget: this.settings.budget, watch });
+    const finding = this.finding(end) ?? this.wind(end, conductor, universe);
     return {
       end: end.kind,
-      finding: this.finding(end) ?? null,
+      finding: finding ?? null,
       instructions: machine.instructions - before,
       clock: kernel.clock,
       hash: hexadecimal(machine.hash()),
       choices: recorder.choices,
     };
+  }
+
+  /** Disables all patches, one by one: what is wrong with that, or with what is left. */
+  private wind(end: RunEnd, conductor: Conductor, universe: Universe | undefined): string | undefined {
+    const { operator, patients } = this;
+    const { livepatch, kernel } = patients.lab;
+    if (operator === undefined || end.kind !== "idle") return undefined;
+    const watch = () => universe?.check();
+    for (let n = 0; operator.wind() || !kernel.agenda.isEmpty; n++) {
+      const { transition } = livepatch;
+      const last = conductor.run({ budget: WINDING_BUDGET, watch });
+      if (last.kind !== "idle" && last.kind !== "budget") return this.finding(last);
+      const isStuck = transition !== undefined && transition === livepatch.transition && last.kind === "idle";
+      if (!isStuck && n < MOST_WINDING) continue;
+      const who = livepatch.blockers().map(({ task, why }) => `${task} ${why}`);
+      const waits = kernel.agenda.pending.map(({ what }) => what);
+      return `the last patches do not come to an end: ${[...who, ...waits].join("; ")}`;
+    }
+    return operator.leftover;
   }
 
   private finding(end: RunEnd): string | undefined {

@@ -10,9 +10,17 @@ export interface RunSettings {
   readonly rounds: number;
   /** Instructions after which it ends, wherever it is. */
   readonly budget: number;
+  /** Whether somebody enables and disables live patches meanwhile. */
+  readonly patches: boolean;
 }
 
-export const DEFAULT_SETTINGS: RunSettings = { vcpus: 2, copies: 1, rounds: 3, budget: 20_000_000 };
+export const DEFAULT_SETTINGS: RunSettings = {
+  vcpus: 2,
+  copies: 1,
+  rounds: 3,
+  budget: 20_000_000,
+  patches: false,
+};
 
 /** More would not find a stack in their program (asm/user/patients.S). */
 export const MAX_COPIES = 39;

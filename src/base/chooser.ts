@@ -11,6 +11,7 @@ export const CHOICES = {
   cpu: "on which of the CPUs that it may use a task goes on that was woken",
   balance: "from which other CPU an idle one takes a task; the last answer is from none",
   byte: "which of its versions a vCPU fetches of a byte of code that was stored to since it has serialised",
+  operator: "what is done to live patches, and when",
 } as const;
 
 export type ChoiceKind = keyof typeof CHOICES;

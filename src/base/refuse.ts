@@ -71,6 +71,43 @@ export const REFUSALS = {
   "direct-twice": "{ops} and {other} would both be called directly by {func} (EBUSY); unregister one of them",
   "ipmodify-direct":
     "{ops} and {other} meet at {func}, and the direct call does not allow for another way on (EBUSY); unregister one of them, or let it share",
+  "no-patch": "there is no patch '{name}'; enable it first",
+  "klp-known": "{patch} is enabled already (EEXIST); disable it first, or give another one another name",
+  "klp-empty": "{patch} has no objects (EINVAL); say what it replaces",
+  "klp-busy": "another patch is in transition, and {patch} has to wait (EBUSY); see what blocks it",
+  "klp-disabled": "{patch} is not enabled (EINVAL); a patch that was disabled is enabled as a new one",
+  "klp-not-on-top": "{patch} lies below {top} (EBUSY); disable that first",
+  "klp-no-transition": "{patch} is in no transition (EINVAL); there is nothing to turn round or to force",
+  "klp-no-symbol":
+    "{patch}: symbol '{func}' not found in symbol table of {object} (EINVAL); `fentrylab disasm` lists what an image has",
+  "klp-no-position":
+    "{patch}: symbol position {sympos} for symbol '{func}' in object '{object}' not found, of {count} (EINVAL); count from 1, by address",
+  "klp-ambiguous":
+    "{patch}: unresolvable ambiguity for symbol '{func}' in object '{object}', of which {count} have that name (EINVAL); say which by sympos",
+  "klp-replacement":
+    "{patch}: the replacement of '{func}' in object '{object}' is no function that anything loaded has (ENOENT); load its module first",
+  "klp-no-site":
+    "{patch}: '{func}' in object '{object}' has no __fentry__ site (EINVAL); compile it with -pg -mfentry -mrecord-mcount, or patch its callers",
+  "klp-too-short":
+    "{patch}: '{func}' in object '{object}' has {size} bytes, of which a call site takes {least} (EINVAL); check its size in the symbol table, or patch its callers",
+  "klp-no-object":
+    "{patch}: object '{object}' is neither loaded nor offered (ENOENT); check the name, or offer that module first",
+  "klp-states":
+    "{patch} does not know state {id} as {other} has it (EINVAL); give it that state, in no older version",
+  "klp-not-patched": "{patch}: object '{object}' could not be patched (EINVAL); the log says which call site",
+  "klp-callback":
+    "{patch}: the pre-patch callback of object '{object}' has refused ({error}); see what it looks for, and the log",
+  "klp-already": "{patch} is {state} already (EINVAL); write the other value",
+  "sysfs-no-file": "{path} is not there (ENOENT); list the directory above it",
+  "sysfs-directory": "{path} is a directory (EISDIR); read a file in it",
+  "sysfs-no-directory": "{path} is no directory (ENOTDIR); read it",
+  "sysfs-read-only": "{path} cannot be written (EACCES); it only tells",
+  "sysfs-write-only": "{path} cannot be read (EACCES); it only takes",
+  "sysfs-value": "{path} does not take '{text}' (EINVAL); write 0 or 1",
+  "module-refused":
+    "module '{name}' was refused, as a live patch cannot be applied to it ({error}); see the log",
+  "module-not-loaded": "module '{name}' is not loaded; insert it first",
+  "module-in-use": "module '{name}' is in use (EAGAIN); what needs it has to go first",
   "site-without-function":
     "{image} records a call site at {site} that is in no function; build its objects again",
   "too-many-arguments": "{count} arguments; leave some out, a call takes at most {limit}, in registers",

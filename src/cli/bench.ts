@@ -1,4 +1,4 @@
-// fentrylab bench [engine|redirect|unwind|resources|runs]
+// fentrylab bench [engine|redirect|unwind|transition|resources|runs]
 
 import { refuse } from "../base/refuse.ts";
 import { type CommonOptions, printJson } from "./option.ts";
@@ -30,6 +30,11 @@ const BENCHES: Readonly<Record<string, (options: BenchOptions) => Promise<Report
     const { benchUnwind, renderUnwindReport } = await import("../../bench/unwind.ts");
     const report = await benchUnwind(options);
     return { document: report, text: renderUnwindReport(report) };
+  },
+  transition: async (options) => {
+    const { benchTransition, renderTransitionReport } = await import("../../bench/transition.ts");
+    const report = await benchTransition(options);
+    return { document: report, text: renderTransitionReport(report) };
   },
   runs: async (options) => {
     const { benchRuns, renderRunsReport } = await import("../../bench/runs.ts");

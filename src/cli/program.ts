@@ -168,6 +168,7 @@ function createProgram(checked: (held: boolean) => void): Command {
         DEFAULT_SETTINGS.budget,
       )
       .option("--seeds <n>", "so many runs, from --seed on, to the first finding", integer("--seeds", 1), 1)
+      .option("--patches", "enable and disable live patches meanwhile, at random")
       .option("--record <file>", "write down the last run, for `fentrylab replay`"),
   ).action(async (options) => checked(await (await import("./run.ts")).printRun(options)));
 
@@ -201,7 +202,7 @@ function createProgram(checked: (held: boolean) => void): Command {
   )
     .argument(
       "[what]",
-      "`engine`, `redirect` for what calls cost, counted, `unwind`, `runs` of the kernel with its patients, or `resources` for memory held and given back",
+      "`engine`, `redirect` for what calls cost, counted, `unwind`, `transition` of up to 10,000 sleeping tasks, `runs` of the kernel with its patients, or `resources` for memory held and given back",
       "engine",
     )
     .option("--rounds <n>", "how often each measurement is taken", integer("--rounds", 1))

@@ -1,4 +1,4 @@
-// fentrylab run [--vcpus N] [--copies N] [--rounds N] [--budget N] [--seed N] [--seeds N] [--every N] [--record FILE] [--log] [--tasks]
+// fentrylab run [--vcpus N] [--copies N] [--rounds N] [--budget N] [--seed N] [--seeds N] [--every N] [--patches] [--record FILE] [--log] [--tasks]
 // fentrylab replay FILE [--every N] [--log] [--tasks]
 
 import { writeOutput } from "../base/file.ts";
@@ -16,7 +16,8 @@ interface ShownOptions extends CommonOptions {
   readonly tasks?: boolean;
 }
 
-interface RunCommandOptions extends ShownOptions, RunSettings {
+interface RunCommandOptions extends ShownOptions, Omit<RunSettings, "patches"> {
+  readonly patches?: boolean;
   readonly seeds: number;
   readonly record?: string;
 }
@@ -24,7 +25,8 @@ interface RunCommandOptions extends ShownOptions, RunSettings {
 /** Runs with one seed after another, to the first in which something is found. False if something is. */
 export async function printRun(options: RunCommandOptions): Promise<boolean> {
   const { seed: first, seeds, every, vcpus, copies, rounds, budget, record } = options;
-  const settings: RunSettings = { vcpus, copies, rounds, budget };
+  const patches = options.patches ?? false;
+  const settings: RunSettings = { vcpus, copies, rounds, budget, patches };
   const runner = await Runner.open(settings);
   let [seed, total] = [first, 0];
   for (;;) {

@@ -247,8 +247,20 @@ export class Ftrace {
     });
   }
 
-  /** Gives back what an ops takes that is not registered and is not going to be; once nothing leads to it any more. */
-  release(ops: FtraceOps): void {
+  /** Whether all that follows from the ops' being registered, or not, has come about. */
+  isDone(ops: FtraceOps): boolean {
+    if (this.isLinked(ops) !== ops.isRegistered) return false;
+    const { sites } = ops.state.value;
+    return !this.isLedTo(ops) || ops.isRegistered
+      ? this.changes().every(({ record }) => !sites.has(record.ip))
+      : false;
+  }
+
+  /**
+   * Gives back what an ops takes that is not registered and is not going to be; once nothing leads to it any more. `then` gives back
+   * what its `own` leads to.
+   */
+  release(ops: FtraceOps, then: () => void = () => {}): void {
     if (ops.isRegistered) refuse("ops-registered", { ops: ops.name });
     if (ops.state.value.released) refuse("ops-released", { ops: ops.name });
     ops.change({ released: true });
@@ -257,6 +269,7 @@ export class Ftrace {
       known.delete(ops.struct.at);
       this.set({ known });
       this.data.give(ops.struct.at, FTRACE_OPS.size);
+      then();
     };
     const { reclaimer } = this;
     const whenLeft = () =>

@@ -158,13 +158,18 @@ export class Conductor {
     return slices[slices.length > 1 ? chooser.choose("slice", slices.length) : 0]!;
   }
 
-  /** Every CPU is idle: time goes on to the first timer. False if there is none. */
+  /** Every CPU is idle: time goes on to the first timer, or to what the agenda waits for. False if there is neither. */
   private skip(): boolean {
     const { kernel } = this;
-    const due = kernel.nextTimer;
-    if (due === undefined) return false;
+    const [timer, waits] = [kernel.nextTimer, kernel.agenda.due];
+    if (timer === undefined && waits === undefined) return false;
+    const due = Math.min(timer ?? Number.POSITIVE_INFINITY, waits ?? Number.POSITIVE_INFINITY);
+    // What is due and waits for something else as well, nobody does anything about.
+    if (timer === undefined && due <= kernel.clock) return false;
     if (due > kernel.clock) kernel.clock = due;
-    this.tick(kernel.cpus[0]!);
+    // Idle all that time, and not stuck.
+    for (const { struct } of kernel.cpus) struct.set("touched", kernel.clock);
+    if (due === timer) this.tick(kernel.cpus[0]!);
     return true;
   }
 

@@ -62,6 +62,21 @@ const ANSWERS: Readonly<Record<number, Answer>> = {
   },
   [HYPERCALL.HC_FTRACE]: (kernel, _, [call]) =>
     kernel.traceHandler?.(addr(call)) === true ? 0 : "a traced call has no handler",
+  [HYPERCALL.HC_KMALLOC]: (kernel, _, [bytes]) => kernel.kmalloc(Number(bytes)) ?? 0,
+  [HYPERCALL.HC_KFREE]: (kernel, _, [at, bytes]) => {
+    kernel.kfree(addr(at), Number(bytes));
+    return 0;
+  },
+  [HYPERCALL.HC_MODULE_NOTIFY]: (kernel, _, [module]) => {
+    kernel.livepatch?.notify(addr(module));
+    return 0;
+  },
+  [HYPERCALL.HC_MODULE_NOTIFIED]: (kernel, _, [module]) => kernel.livepatch?.notified(addr(module)) ?? 0,
+  [HYPERCALL.HC_KLP_TRY_SWITCH]: (kernel, vcpu) => {
+    const task = kernel.current(vcpu);
+    if (task !== undefined) kernel.livepatch?.trySwitch(task);
+    return 0;
+  },
   [HYPERCALL.HC_PANIC]: (kernel, _, [what]) => kernel.log.text(addr(what)),
 };
 

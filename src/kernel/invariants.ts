@@ -328,7 +328,9 @@ class Sight {
     const held = (lock: Addr) => memory.readInt(lock) !== 0;
     this.queuesChange = kernel.cpus.some(({ struct }) => struct.getNumber("rq_lock") !== 0);
     this.tasksChange = held(locks.tasks);
-    this.signalsChange = held(locks.signals);
+    // Or a CPU sends one that is none: it has the flag before it is woken.
+    this.signalsChange =
+      held(locks.signals) || kernel.cpus.some(({ struct }) => struct.getNumber("kick") !== 0);
     this.timersChange = held(locks.timers);
     this.firstTimer = locks.firstTimer;
     const all = kernel.table.everything.map((task) => see(task));

@@ -11,7 +11,9 @@ import { Agenda } from "../machine/agenda.ts";
 import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Heap } from "../machine/heap.ts";
+import { Kept } from "../machine/kept.ts";
 import type { Machine } from "../machine/machine.ts";
+import { Pool } from "../machine/pool.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
 import { StructView } from "../machine/struct.ts";
 import type { RunOptions, Vcpu } from "../machine/vcpu.ts";
@@ -82,6 +84,8 @@ const SYSCALL_MASK = FLAG.TF | FLAG.IF | FLAG.DF | FLAG.IOPL | FLAG.NT | FLAG.AC
 /** Selectors of syscall, and of sysret, which adds 16 and 8 to its own. */
 const STAR = (BigInt(SELECTOR.KERNEL_CS) << 32n) | (BigInt(SELECTOR.USER_CS - 16) << 48n);
 const DEFAULT_TASKS = 1024;
+/** In bytes, of what guest code asks for. */
+const MOST_ALLOCATED = 2 ** 24;
 
 /** Calls the handler in TypeScript of a traced call: of which ops, and where its registers are. False if there is none. */
 export type TraceHandler = (call: Addr) => boolean;
@@ -92,6 +96,16 @@ export interface ModuleLoader {
   map(name: string): Addr | undefined;
   /** Unmaps one, by its struct module. */
   unmap(module: Addr): void;
+}
+
+/** Live patching, as guest code knows it. */
+export interface LivepatchHooks {
+  /** A module, by its struct module, is coming or going. */
+  notify(module: Addr): void;
+  /** What has come of that: 1 if it is not done with, 0, or minus an error number. */
+  notified(module: Addr): number;
+  /** The task that a CPU executes asks to be switched. */
+  trySwitch(task: Task): void;
 }
 
 export interface KernelOptions {
@@ -108,7 +122,10 @@ export class Kernel {
   readonly cpus: readonly Cpu[];
   readonly table: TaskTable;
   readonly log: Log;
+  private readonly pool: Pool;
+  private readonly allocated: Kept<{ readonly bytes: number }>;
   readonly modules: ModuleLoader | undefined;
+  livepatch: LivepatchHooks | undefined;
   readonly traceHandler: TraceHandler | undefined;
   /** What is done on its behalf while it runs. */
   readonly agenda: Agenda;
@@ -126,6 +143,8 @@ export class Kernel {
   ) {
     this.machine = machine;
     this.modules = modules;
+    this.pool = new Pool(heap, machine.keeper);
+    this.allocated = new Kept<{ readonly bytes: number }>(machine.keeper, { bytes: 0 });
     this.traceHandler = traceHandler;
     this.agenda = agenda ?? new Agenda(machine.keeper);
     this.image = image;
@@ -339,6 +358,34 @@ export class Kernel {
     return found ?? bug(`task with patch_state ${value}`);
   }
 
+  /** Whether nobody changes the list of tasks, or makes one. */
+  get tasklistIsFree(): boolean {
+    return this.machine.memory.readInt(this.symbols.tasklist_lock) === 0;
+  }
+
+  /** Where the handler of live patches says that it has met a task without a patch state in a transition. */
+  get klpWarned(): Addr {
+    return this.image.symbol("klp_warned").address;
+  }
+
+  /** What tasks are switched to that are pending. */
+  setTargetState(state: PatchState): void {
+    this.machine.memory.write(this.image.symbol("klp_target_state").address, wordOf(PATCH_STATE[state]));
+  }
+
+  /** Memory for guest code; undefined if that is too much. */
+  kmalloc(bytes: number): Addr | undefined {
+    const used = this.allocated.value.bytes + bytes;
+    if (bytes <= 0 || used > MOST_ALLOCATED) return undefined;
+    this.allocated.value = { bytes: used };
+    return this.pool.take(bytes);
+  }
+
+  kfree(at: Addr, bytes: number): void {
+    this.allocated.value = { bytes: Math.max(0, this.allocated.value.bytes - bytes) };
+    this.pool.give(at, bytes);
+  }
+
   setPatchState({ struct }: Task, state: PatchState): void {
     struct.set("patch_state", PATCH_STATE[state]);
   }
@@ -403,6 +450,9 @@ export class Kernel {
     if (task === undefined) refuse("too-many-tasks", { count: this.table.everything.length });
     task.struct.setText("comm", comm);
     task.struct.set("flags", flags);
+    // With nothing on its stack it can be where all are going.
+    const target = this.machine.memory.readInt(this.image.symbol("klp_target_state").address) ?? -1;
+    task.struct.set("patch_state", target);
     return task;
   }
 
@@ -464,4 +514,16 @@ export class Kernel {
 }
 
 /** What is asked for again and again. */
-const SYMBOLS = ["clock", "timers", "hypercall", "ret_from_fork", "ret_from_kthread", "start_cpu"] as const;
+const SYMBOLS = [
+  "clock",
+  "timers",
+  "hypercall",
+  "ret_from_fork",
+  "ret_from_kthread",
+  "start_cpu",
+  "tasklist_lock",
+] as const;
+
+function wordOf(value: number): Uint8Array {
+  return new Uint8Array(Int32Array.of(value).buffer);
+}

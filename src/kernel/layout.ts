@@ -112,6 +112,8 @@ export const CPU = layout("cpu", {
   tick_at: 8,
   /** It is to serialise, for somebody who has written to code and waits. */
   sync_pending: 4,
+  /** The task that it is to get out of where it sleeps: by a signal that is none, or a kthread by waking it. */
+  kick: "struct task *",
 });
 
 /** What switch_to leaves at the `sp` of a task that does not run (Linux arch/x86/include/asm/switch_to.h). */
@@ -273,6 +275,7 @@ export const ERROR = {
   EFAULT: 14,
   EBUSY: 16,
   EEXIST: 17,
+  ENODEV: 19,
   EINVAL: 22,
   EMFILE: 24,
   EPIPE: 32,
@@ -283,6 +286,11 @@ export const ERROR = {
   ERESTARTNOHAND: 514,
   ERESTART_RESTARTBLOCK: 516,
 } as const;
+
+/** By its number, without a minus; the number if it has no name here. */
+export function nameOfError(error: number): string {
+  return Object.entries(ERROR).find(([, number]) => number === error)?.[0] ?? String(error);
+}
 
 /** What guest code asks the laboratory for, by `hypercall` (asm/entry.S): the first argument. */
 export const HYPERCALL = {
@@ -306,8 +314,18 @@ export const HYPERCALL = {
   HC_MAP_MODULE: 9,
   /** (module *): unmaps it. */
   HC_UNMAP_MODULE: 10,
-  /** (ftrace_ops *, pt_regs *): calls the handler of that ops, which is in TypeScript. */
+  /** (traced_call *): calls the handler of its ops, which is in TypeScript. */
   HC_FTRACE: 11,
+  /** (bytes): memory, 0 if there is none. */
+  HC_KMALLOC: 12,
+  /** (address, bytes): gives it back. */
+  HC_KFREE: 13,
+  /** (module *): tells live patching that a module is coming or going, as its state says. */
+  HC_MODULE_NOTIFY: 14,
+  /** (module *): what has come of that: 1 if it is not done with, 0, or an error. */
+  HC_MODULE_NOTIFIED: 15,
+  /** (): the current task may be switched to the target patch state, if nothing on its stack is in the way. */
+  HC_KLP_TRY_SWITCH: 16,
 } as const;
 
 /** Table sizes, flags, error numbers. */
@@ -337,6 +355,10 @@ export const CONSTANTS = {
    */
   TRACE_FTRACE_START: 0,
   TRACE_LIST_START: 5,
+  TRACE_CTX_NMI: 0,
+  TRACE_CTX_IRQ: 1,
+  TRACE_CTX_SOFTIRQ: 2,
+  TRACE_CTX_TASK: 3,
   TRACE_CTX_TRANSITION: 4,
   /** Entries of a task's ret_stack. */
   MAX_RET_DEPTH: 50,

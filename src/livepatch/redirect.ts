@@ -1,8 +1,9 @@
 // One redirected function: its site calls a trampoline, whose handler picks the old or the new body; or it jumps to the
 // new one, once nobody gets another.
 
-import type { Addr } from "../base/addr.ts";
+import { type Addr, offset } from "../base/addr.ts";
 import type { Ftrace, FtraceOps, FtraceRecord } from "../ftrace/ftrace.ts";
+import { SITE_SIZE } from "../ftrace/site.ts";
 import type { Heap } from "../machine/heap.ts";
 import type { Memory } from "../machine/memory.ts";
 import { StructView } from "../machine/struct.ts";
@@ -28,6 +29,9 @@ export class Redirect {
     this.site = site;
     this.func = new StructView(memory, KLP_FUNC, heap.allocate(KLP_FUNC.size));
     this.func.set("new_func", replacement);
+    const original = new StructView(memory, KLP_FUNC, heap.allocate(KLP_FUNC.size));
+    original.set("new_func", offset(site.ip, SITE_SIZE));
+    this.func.set("next", original.at);
     this.ops = ftrace.makeOps({
       name: `livepatch ${site.symbol}`,
       handler,

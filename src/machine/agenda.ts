@@ -11,6 +11,8 @@ export interface Step {
   readonly what: string;
   /** Whether its time has come; at once if not given. */
   readonly ready?: () => boolean;
+  /** Guest time before which it is not ready, in nanoseconds: where all CPUs idle, time goes on to that. */
+  readonly due?: number;
   /** Steps that come before those that were to follow. */
   readonly run: () => readonly Step[] | undefined;
 }
@@ -37,6 +39,17 @@ export class Agenda {
   /** What each strand does next, or waits for. */
   get pending(): readonly { readonly strand: string; readonly what: string }[] {
     return this.kept.value.strands.map(({ name, steps }) => ({ strand: name, what: steps[0]!.what }));
+  }
+
+  /** Whether the strand has anything to do. */
+  isPending(name: string): boolean {
+    return this.kept.value.strands.some((strand) => strand.name === name);
+  }
+
+  /** The earliest time that a strand waits for. */
+  get due(): number | undefined {
+    const times = this.kept.value.strands.flatMap(({ steps }) => steps[0]?.due ?? []);
+    return times.length === 0 ? undefined : Math.min(...times);
   }
 
   /** Adds steps to the end of a strand; does all that can be done if nobody runs. */
@@ -93,4 +106,38 @@ export class Agenda {
 
 function isReady({ steps: [first] }: Strand): boolean {
   return first!.ready?.() ?? true;
+}
+
+/** A step that only does something. */
+export function act(what: string, run: () => void): Step {
+  return {
+    what,
+    run: () => {
+      run();
+      return undefined;
+    },
+  };
+}
+
+/** Waits until `ready` says so. */
+export function until(what: string, ready: () => boolean): Step {
+  return { what: `wait until ${what}`, ready, run: () => undefined };
+}
+
+/** A step for each of `items`, one after the other; which they are is asked when it begins. */
+export function each<T>(what: string, items: () => readonly T[], run: (item: T) => void): Step {
+  const from = (list: readonly T[], n: number): readonly Step[] => {
+    const item = list[n];
+    if (item === undefined) return [];
+    return [
+      {
+        what: `${what} ${item}`,
+        run: () => {
+          run(item);
+          return from(list, n + 1);
+        },
+      },
+    ];
+  };
+  return { what, run: () => from(items(), 0) };
 }

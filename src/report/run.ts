@@ -7,6 +7,7 @@ interface Facts {
     readonly vcpus: number;
     readonly copies: number;
     readonly rounds: number;
+    readonly patches: boolean;
     readonly budget: number;
   };
   readonly seed: number;
@@ -98,6 +99,7 @@ function extras({ log, tasks }: Facts): string[] {
   return [...(log === undefined ? [] : ["", ...log]), ...(tasks === undefined ? [] : ["", ...tasks])];
 }
 
-function flags({ vcpus, copies, rounds, budget }: Facts["settings"]): string[] {
-  return [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
+function flags({ vcpus, copies, rounds, budget, patches }: Facts["settings"]): string[] {
+  const all = [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
+  return patches ? [...all, "--patches"] : all;
 }

@@ -48,12 +48,17 @@ function rowsOf(name: Name): Row[] {
   }));
 }
 
-/** Offset and text of each instruction; targets as offsets, or by their names. */
+/** Offset and text of each instruction; targets as offsets, or by their names, as is data. */
 function listingOf(name: Name): { readonly at: string; readonly text: string }[] {
   const { address, size } = lab.symbol(name);
   const bytes = lab.machine.memory.read(address, size);
   const from = (at: number) => `+0x${(at - address).toString(16).padStart(2, "0")}`;
   return disassembler.disassemble(bytes, address).map(({ at, text }) => {
+    const datum = / -?0x[0-9a-f]+\(%rip\) {2}# (0x[0-9a-f]{16})$/.exec(text);
+    if (datum !== null) {
+      const symbol = lab.image.symbols.find((one) => hex(one.address) === datum[1]);
+      return { at: from(at), text: text.replace(datum[0], ` ${symbol?.name}(%rip)`) };
+    }
     const target = /^(?:call|j)\S* (0x[0-9a-f]{16})$/.exec(text)?.[1];
     if (target === undefined) return { at: from(at), text };
     const to = Number(BigInt.asIntN(64, BigInt(target)));
@@ -121,7 +126,7 @@ test("how many there are, and are executed, is said as it is", async () => {
   const [old, fresh] = [handler("in transition, to old"), handler("in transition, to new")];
   says(
     "klp_ftrace_handler",
-    `${count("klp_ftrace_handler")} instructions and four NOPs`,
+    `${count("klp_ftrace_handler")} instructions and two NOPs`,
     `Outside a transition a call executes ${handler("idle")} of them`,
     `In a transition it is ${old} to the old body, and ${fresh} to the new one.`,
   );

@@ -17,7 +17,7 @@ const COMMANDS: Record<string, string[]> = {
   "check-trampoline": ["file", "--regs", "--ipmodify", "--cases <n>"],
   run: [
     ...["--vcpus <n>", "--copies <n>", "--rounds <n>", "--budget <n>", "--seeds <n>", "--record <file>"],
-    ...["--every <n>", "--log", "--tasks"],
+    ...["--every <n>", "--patches", "--log", "--tasks"],
   ],
   replay: ["file", "--every <n>", "--log", "--tasks"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],

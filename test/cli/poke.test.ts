@@ -61,7 +61,7 @@ describe("explores", () => {
     expect(stdout).toMatch(
       /^ +1 +poker +write the first half at poked\+0x0\/\w+ +e8 (..) 44 00 00 +0f\|e8 1f\|\1 44 00 00$/m,
     );
-    expect(stdout).toMatch(/^FOUND: vCPU 0 fetches torn bytes at poked\+0x0\/\w+: 0f .. 44 00 00, /m);
+    expect(stdout).toMatch(/^FOUND: vCPU 0 fetches torn bytes at poked\+0x0\/\w+: 0f .{2,14}, /m);
     expect(stdout).not.toContain("--record");
     expect(existsSync(file)).toBe(true);
   });
@@ -111,7 +111,7 @@ describe("goes a recorded way again", () => {
       ],
       [
         changed("cut.json", { choices: { ...choices, answers: answers.slice(0, 3) } }),
-        "the record ends before",
+        "some of its choices are missing",
       ],
       [
         changed("odd.json", { choices: { ...choices, answers: answers.slice(1) } }),

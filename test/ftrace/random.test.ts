@@ -448,7 +448,8 @@ const DEFECTS = [
     name: "a guard is not let go of",
     before:
       "return;\n\t((ftrace_func_t)ops->func)(ip, parent_ip, ops, regs);\n\tftrace_test_recursion_unlock(self, bit);",
-    after: "return;\n\t((ftrace_func_t)ops->func)(ip, parent_ip, ops, regs);\n\tpreempt_enable_notrace();",
+    after:
+      "return;\n\t((ftrace_func_t)ops->func)(ip, parent_ip, ops, regs);\n\tftrace_test_recursion_unlock(self, 0);",
     found: /was not called$/,
   },
 ];

@@ -52,7 +52,7 @@ describe("a module", () => {
     expect(lab.modules.loaded).toEqual([]);
     const loaded = () => (userland.word("loaded") !== 0n ? "loaded" : undefined);
     expect(userland.run(100_000, {}, loaded).kind).toBe("stopped");
-    expect(lab.modules.loaded).toEqual([{ name: "visitor", state: "MODULE_STATE_LIVE" }]);
+    expect(lab.modules.loaded).toEqual([{ name: "visitor", state: "MODULE_STATE_LIVE", users: 0 }]);
     expect(lab.code.describe(visit)).toMatch(/^visit\+0x0\/0x[0-9a-f]+ \[visitor\]$/);
     expect(lab.ftrace.at(visit)?.symbol).toBe("visit");
     const snapshot = lab.machine.snapshot();

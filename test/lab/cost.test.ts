@@ -31,15 +31,21 @@ const PATHS: readonly Path[] = [
   { name: "patched", body: "leaf_new" },
   { name: "in transition, task patched", transition: "KLP_PATCHED", body: "leaf_new" },
   { name: "in transition, task unpatched", transition: "KLP_UNPATCHED", body: "leaf" },
-  { name: "in transition, task undecided", transition: "KLP_UNDEFINED", body: "leaf" },
+  { name: "in transition, task undecided", transition: "KLP_UNDEFINED", body: "leaf_new" },
 ];
 
 /** What the handler asks on the way (kernel/klp.c), in its order, and whether it jumps then. */
 function handlerJumps({ transition }: Path): boolean[] {
   const [interrupted, entered] = [false, false];
-  const [lastToDisable, nobodyWaits] = [true, true];
-  const state = transition === undefined ? [false] : [true, transition !== "KLP_PATCHED"];
-  return [interrupted, entered, ...state, lastToDisable, nobodyWaits];
+  const [notLastToDisable, somebodyWaits] = [false, false];
+  const isDefined = transition === "KLP_PATCHED";
+  const state =
+    transition === undefined
+      ? [false]
+      : transition === "KLP_UNPATCHED"
+        ? [true, true]
+        : [true, false, isDefined];
+  return [interrupted, entered, ...state, notLastToDisable, somebodyWaits];
 }
 
 /** What the site is, in words. */

@@ -88,8 +88,11 @@ describe("interleaved at random boundaries", () => {
       for (let seed = 1; seed <= 6; seed++) {
         setStates(first, second);
         leaf.transition = true;
-        const expected = [first, second].map((state) => loopResult(state === "KLP_PATCHED" ? N : 0n));
+        const expected = [first, second].map((state) => loopResult(state === "KLP_UNPATCHED" ? 0n : N));
         expect(interleave(lab, beginLoops(), chooser(seed))).toEqual(expected);
+        // Nobody is without a state in a transition, unless the order of writes was wrong: the handler says so.
+        const warned = [first, second].includes("KLP_UNDEFINED");
+        expect(lab.machine.memory.readWord(lab.symbol("klp_warned").address) !== 0n).toBe(warned);
         leaf.transition = false;
         const afterwards = [loopResult(N), loopResult(N)];
         expect(interleave(lab, beginLoops(), chooser(seed))).toEqual(afterwards);
@@ -134,7 +137,7 @@ describe("interleaved at random boundaries", () => {
         const state = lab.kernel.patchState(lab.kernel.current(vcpu)!);
         // The last look decides: the task's state only where the flag said that it matters.
         if (vcpu.rip === flagRead) own.decided = leaf.transition ? "old" : "new";
-        if (vcpu.rip === stateRead) own.decided = state === "KLP_PATCHED" ? "new" : "old";
+        if (vcpu.rip === stateRead) own.decided = state === "KLP_UNPATCHED" ? "old" : "new";
         if (vcpu.rip === entry[own.decided]) own.entered[own.decided]++;
         else expect([entry.old, entry.new]).not.toContain(vcpu.rip);
         const exit = vcpu.step();

@@ -1,0 +1,238 @@
+// A live patch: objects (the kernel or a module), and in each the functions that it replaces.
+
+import type { Addr } from "../base/addr.ts";
+import type { Refusal } from "../base/refuse.ts";
+import type { Image } from "../image/image.ts";
+import { type Keeper, Kept } from "../machine/kept.ts";
+import type { StructView } from "../machine/struct.ts";
+import type { KLP_FUNC } from "./layout.ts";
+
+/** The kernel itself, as an object of patches. */
+export const VMLINUX = "vmlinux";
+
+export interface FunctionSpec {
+  /** Of the function that is replaced. */
+  readonly name: string;
+  /** Which of several functions of that name in the object, by address from 1 up; 0, the default: there is only one. */
+  readonly sympos?: number;
+  /** Where its replacement is. */
+  readonly replacement: Addr;
+}
+
+/** What is called before and behind the change of an object. Any but 0 from `prePatch` is an error number, and refuses the patch. */
+export interface Callbacks {
+  readonly prePatch?: (object: PatchObject) => number;
+  readonly postPatch?: (object: PatchObject) => void;
+  readonly preUnpatch?: (object: PatchObject) => void;
+  readonly postUnpatch?: (object: PatchObject) => void;
+}
+
+export interface ObjectSpec {
+  /** A module; the kernel if not given. */
+  readonly name?: string;
+  readonly functions: readonly FunctionSpec[];
+  readonly callbacks?: Callbacks;
+}
+
+/** Something that a patch changes in the running system, and by which version of its knowledge of that. */
+export interface StateSpec {
+  readonly id: number;
+  readonly version: number;
+}
+
+/** The same, with what callbacks keep of it. */
+export class SystemState implements StateSpec {
+  readonly id: number;
+  readonly version: number;
+  private readonly kept: Kept<{ readonly data: Addr | undefined }>;
+
+  constructor(keeper: Keeper, { id, version }: StateSpec) {
+    this.id = id;
+    this.version = version;
+    this.kept = new Kept<{ readonly data: Addr | undefined }>(keeper, { data: undefined });
+  }
+
+  /** Where guest memory has it: whose that is, callbacks have to agree upon. */
+  get data(): Addr | undefined {
+    return this.kept.value.data;
+  }
+
+  set data(data: Addr | undefined) {
+    this.kept.value = { data };
+  }
+}
+
+export interface PatchSpec {
+  /** As the log and sysfs have it: the patch's module. */
+  readonly name: string;
+  readonly objects: readonly ObjectSpec[];
+  /** It takes the place of all earlier ones. */
+  readonly replace?: boolean;
+  readonly states?: readonly StateSpec[];
+}
+
+/** Where a function is, while its object is loaded. */
+export interface Place {
+  readonly old: Addr;
+  readonly oldSize: number;
+  readonly new: Addr;
+  readonly newSize: number;
+}
+
+export class PatchFunction {
+  readonly name: string;
+  readonly sympos: number;
+  /** undefined: a NOP, which goes on to the original. */
+  readonly replacement: Addr | undefined;
+  readonly struct: StructView<keyof typeof KLP_FUNC.fields>;
+  private readonly kept: Kept<{ readonly place: Place | undefined }>;
+
+  constructor(keeper: Keeper, spec: Pick<PatchFunction, "name" | "sympos" | "replacement" | "struct">) {
+    this.name = spec.name;
+    this.sympos = spec.sympos;
+    this.replacement = spec.replacement;
+    this.struct = spec.struct;
+    this.kept = new Kept<{ readonly place: Place | undefined }>(keeper, { place: undefined });
+  }
+
+  get place(): Place | undefined {
+    return this.kept.value.place;
+  }
+
+  set place(place: Place | undefined) {
+    this.kept.value = { place };
+  }
+
+  get isNop(): boolean {
+    return this.replacement === undefined;
+  }
+
+  /** As sysfs names it. */
+  get key(): string {
+    return `${this.name},${this.sympos === 0 ? 1 : this.sympos}`;
+  }
+}
+
+interface ObjectState {
+  readonly functions: readonly PatchFunction[];
+  /** What is loaded of it. */
+  readonly image: Image | undefined;
+  readonly patched: boolean;
+  /** One of its functions could not be patched, and why, if ftrace has said so. */
+  readonly failure: { readonly refusal: Refusal | undefined } | undefined;
+  /** Its prePatch has agreed, so that postUnpatch has something to undo. */
+  readonly prepared: boolean;
+}
+
+export class PatchObject {
+  readonly name: string;
+  readonly patch: Patch;
+  readonly callbacks: Callbacks;
+  /** It was added for the NOPs in it. */
+  readonly isDynamic: boolean;
+  readonly state: Kept<ObjectState>;
+
+  constructor(
+    keeper: Keeper,
+    patch: Patch,
+    name: string,
+    functions: readonly PatchFunction[],
+    callbacks: Callbacks | undefined,
+  ) {
+    this.name = name;
+    this.patch = patch;
+    this.callbacks = callbacks ?? {};
+    this.isDynamic = callbacks === undefined;
+    this.state = new Kept<ObjectState>(keeper, {
+      functions,
+      image: undefined,
+      patched: false,
+      prepared: false,
+      failure: undefined,
+    });
+  }
+
+  get functions(): readonly PatchFunction[] {
+    return this.state.value.functions;
+  }
+
+  get isPatched(): boolean {
+    return this.state.value.patched;
+  }
+
+  get isLoaded(): boolean {
+    return this.state.value.image !== undefined;
+  }
+
+  change(to: Partial<ObjectState>): void {
+    this.state.value = { ...this.state.value, ...to };
+  }
+}
+
+interface PatchState {
+  readonly objects: readonly PatchObject[];
+  readonly enabled: boolean;
+  /** A transition away from it was forced: tasks may still be in its code, for ever. */
+  readonly forced: boolean;
+  /** The module by its name is counted as needed by it. */
+  readonly holdsModule: boolean;
+  /** Why it could not be enabled, as an error number. */
+  readonly error: number | undefined;
+}
+
+export class Patch {
+  readonly name: string;
+  readonly replace: boolean;
+  readonly states: readonly SystemState[];
+  private readonly kept: Kept<PatchState>;
+
+  constructor(keeper: Keeper, { name, replace = false, states = [] }: PatchSpec) {
+    this.name = name;
+    this.replace = replace;
+    this.states = states.map((state) => new SystemState(keeper, state));
+    this.kept = new Kept<PatchState>(keeper, {
+      objects: [],
+      enabled: false,
+      forced: false,
+      holdsModule: false,
+      error: undefined,
+    });
+  }
+
+  get objects(): readonly PatchObject[] {
+    return this.kept.value.objects;
+  }
+
+  /** Functions of all its objects, NOPs included. */
+  get functions(): readonly PatchFunction[] {
+    return this.objects.flatMap(({ functions }) => functions);
+  }
+
+  get enabled(): boolean {
+    return this.kept.value.enabled;
+  }
+
+  get forced(): boolean {
+    return this.kept.value.forced;
+  }
+
+  get holdsModule(): boolean {
+    return this.kept.value.holdsModule;
+  }
+
+  state(id: number): SystemState | undefined {
+    return this.states.find((state) => state.id === id);
+  }
+
+  get error(): number | undefined {
+    return this.kept.value.error;
+  }
+
+  change(to: Partial<PatchState>): void {
+    this.kept.value = { ...this.kept.value, ...to };
+  }
+
+  toString(): string {
+    return this.name;
+  }
+}

@@ -1,0 +1,151 @@
+// What has to hold while live patches come and go, by what is really on the stacks (machine.trueChain), and not by a walk.
+//
+// In a transition a task is in one universe or the other: it is in no body of a function that the other one has. Outside of one all
+// are in the same: nobody is in a body that nothing leads to any more.
+
+import { type Addr, offset } from "../base/addr.ts";
+import { SITE_SIZE } from "../ftrace/site.ts";
+import type { Kernel, Task } from "../kernel/kernel.ts";
+import type { TrueFrame } from "../machine/callChain.ts";
+import type { FunctionStack } from "./functionStack.ts";
+import type { Livepatch } from "./livepatch.ts";
+import type { Place } from "./patch.ts";
+
+/** Code that a task must not be in. */
+interface Body {
+  readonly name: string;
+  readonly low: Addr;
+  readonly high: Addr;
+}
+
+export class Universe {
+  private readonly kernel: Kernel;
+  private readonly livepatch: Livepatch;
+  private readonly describe: (at: Addr) => string;
+  /** Of replacements that have gone: nobody comes back to them. */
+  private readonly gone = new Map<Addr, Body>();
+  private before: ReadonlyMap<Addr, Body> = new Map();
+  private asOf: readonly unknown[] = [];
+  private readonly seen = new Map<Task, string>();
+
+  constructor(kernel: Kernel, livepatch: Livepatch, describe: (at: Addr) => string) {
+    this.kernel = kernel;
+    this.livepatch = livepatch;
+    this.describe = describe;
+  }
+
+  /** The first thing that does not hold. */
+  check(): string | undefined {
+    const { livepatch, kernel } = this;
+    this.note();
+    if (livepatch.forces > 0) return undefined; // tasks may be anywhere from then on
+    if (kernel.machine.memory.readInt(kernel.klpWarned) !== 0)
+      return "a function was in transition for a task without a patch state";
+    const stacks = [...livepatch.stacks.all.values()];
+    if (stacks.length === 0 && this.gone.size === 0) return undefined;
+    const sites = new Set(stacks.map(({ site }) => site.ip));
+    this.forgetIfChanged();
+    for (const task of livepatch.tasks.all) {
+      if (this.isSeen(task)) continue;
+      const forbidden = [...stacks.flatMap((stack) => this.forbidden(stack, task)), ...this.gone.values()];
+      if (forbidden.length === 0) continue;
+      for (const at of this.addresses(task, sites)) {
+        const body = forbidden.find(({ low, high }) => at >= low && at < high);
+        if (body !== undefined)
+          return `${task} (${kernel.patchState(task)}) is in ${body.name}: ${this.describe(at)}`;
+      }
+    }
+    return undefined;
+  }
+
+  /** What was looked at holds for as long as nothing is different that it depends on. */
+  private forgetIfChanged(): void {
+    const { stacks, transition } = this.livepatch;
+    const now = [stacks.all, transition, this.gone.size];
+    if (now.every((part, n) => part === this.asOf[n])) return;
+    this.asOf = now;
+    this.seen.clear();
+  }
+
+  /** Whether the task has stood still since it was looked at: on no CPU, and in the same state. */
+  private isSeen(task: Task): boolean {
+    if (task.onCpu) {
+      this.seen.delete(task);
+      return false;
+    }
+    const { struct } = task;
+    const now = `${struct.getNumber("sp")} ${struct.getNumber("patch_state")} ${struct.getNumber("pid")}`;
+    if (this.seen.get(task) === now) return true;
+    this.seen.set(task, now);
+    return false;
+  }
+
+  /** Which replacements have gone since the last look. */
+  private note(): void {
+    const { patches, transition } = this.livepatch;
+    const now = new Map<Addr, Body>();
+    for (const { name, functions } of patches)
+      for (const func of functions)
+        if (func.place !== undefined && !func.isNop)
+          now.set(func.place.new, bodyOf(`${func.name} of ${name}, which is gone`, func.place));
+    for (const [at, body] of this.before) if (!now.has(at)) this.gone.set(at, body);
+    for (const at of now.keys()) this.gone.delete(at);
+    if (transition === undefined || this.before.size !== now.size) this.before = now;
+  }
+
+  /** The bodies of one function that `task` must not be in. */
+  private forbidden({ functions, site }: FunctionStack, task: Task): Body[] {
+    const [top] = functions;
+    if (top?.place === undefined) return [];
+    // By what was asked for, whatever guest memory says of it.
+    const isInTransition = this.livepatch.transition?.patch.functions.includes(top) === true;
+    const state = this.kernel.patchState(task);
+    if (isInTransition && state === "KLP_UNDEFINED") return [];
+    const own = functions[isInTransition && state === "KLP_UNPATCHED" ? 1 : 0];
+    const original: Body = {
+      name: `the original ${site.symbol}`,
+      low: offset(site.ip, SITE_SIZE),
+      high: offset(top.place.old, top.place.oldSize),
+    };
+    const isOriginal = own === undefined || own.isNop;
+    const others = functions.filter((func) => func !== own && !func.isNop);
+    return [
+      ...(isOriginal ? [] : [original]),
+      ...others.map((func) => bodyOf(`a replacement of ${site.symbol}`, func.place!)),
+    ];
+  }
+
+  /** Where the task is, and everything that it returns to, but for what a handler has not decided yet. */
+  private addresses(task: Task, sites: ReadonlySet<Addr>): Addr[] {
+    const { kernel } = this;
+    const { machine } = kernel;
+    if (!task.onCpu) {
+      const start = kernel.startOf(task);
+      if (start === undefined) return [];
+      return this.of(machine.trueChain(start.from === "unstarted" ? start.sp : start.slot), sites);
+    }
+    const vcpu = machine.vcpus.find((one) => kernel.current(one) === task);
+    if (vcpu === undefined || vcpu.system.user) return [];
+    // In switch_to `current` changes an instruction after the stack does.
+    const { irqStack, exceptionStacks } = kernel.cpus[vcpu.index]!;
+    const own = [task.stack, irqStack, ...exceptionStacks];
+    if (!own.some(({ low, high }) => vcpu.rsp > low && vcpu.rsp <= high)) return [];
+    const frames = this.of(machine.trueChain(vcpu.rsp), sites);
+    // Behind a site that is being rewritten, or was a NOP, nothing was decided.
+    return [vcpu.rip, ...frames];
+  }
+
+  private of(chain: readonly TrueFrame[], sites: ReadonlySet<Addr>): Addr[] {
+    const { memory } = this.kernel.machine;
+    return chain.flatMap((frame) => {
+      if (frame.kind === "interrupt") return frame.user ? [] : [frame.ip];
+      if (frame.call === undefined || !sites.has(frame.call)) return [frame.returnAddress];
+      const to = memory.readNumber(frame.slot) as Addr;
+      return to === frame.returnAddress ? [] : [to];
+    });
+  }
+}
+
+function bodyOf(name: string, { new: low, newSize }: Place): Body {
+  return { name, low, high: offset(low, newSize) };
+}

@@ -1,0 +1,266 @@
+// What the orders of writes, grace periods and the stack check are there for: with one of them left out, a task that is stopped at the
+// right instruction while a transition goes on gets to run what it must not. With all of them, none does, wherever it is stopped.
+
+import { beforeAll, describe, expect, test } from "vitest";
+import type { Addr } from "../../src/base/addr.ts";
+import type { Task } from "../../src/kernel/kernel.ts";
+import { THREAD_FLAG } from "../../src/kernel/layout.ts";
+import type { LivepatchOptions, Order } from "../../src/livepatch/livepatch.ts";
+import { ORDERS } from "../../src/livepatch/livepatch.ts";
+import type { Patch, PatchSpec } from "../../src/livepatch/patch.ts";
+import { Universe } from "../../src/livepatch/universe.ts";
+import type { Snapshot } from "../../src/machine/snapshot.ts";
+import type { Vcpu } from "../../src/machine/vcpu.ts";
+import { orcUnwinder } from "../../src/unwind/orcWalker.ts";
+import type { Unwinder } from "../../src/unwind/walk.ts";
+import { Userland } from "../kernel/userland.ts";
+
+/** Reads without end. */
+const PROGRAM = `
+.bss
+	.balign 8
+buffer:
+	.skip 64
+.text
+program reader
+1:	xor %edi, %edi
+	lea buffer(%rip), %rsi
+	mov $1, %edx
+	sys NR_read
+	jmp 1b
+done reader
+`;
+/** Instructions of one round of it, and some more, with a site that calls a handler. */
+const ROUND = 400;
+const MOST_STEPS = 160;
+
+let userland: Userland;
+let reader: Task;
+let vcpu: Vcpu;
+let other: Vcpu;
+let spec: PatchSpec;
+/** In the middle of its rounds, before any patch, and with one enabled. */
+let before: Snapshot;
+let enabled: Snapshot;
+let patch: Patch;
+
+beforeAll(async () => {
+  userland = await Userland.open(PROGRAM, { vcpus: 2, recordCalls: true });
+  const { lab } = userland;
+  await lab.loadModule("copy", ["asm/read.S"]);
+  const copy = lab.code.images.find(({ name }) => name === "copy")!;
+  spec = {
+    name: "fix",
+    objects: [{ functions: [{ name: "vfs_read", replacement: copy.symbol("vfs_read").address }] }],
+  };
+  reader = userland.start("reader", 1n);
+  userland.run(3_000);
+  [vcpu, other] = lab.machine.vcpus as [Vcpu, Vcpu];
+  expect(lab.kernel.current(vcpu)).toBe(reader);
+  lab.kernel.agenda.live = true;
+  before = lab.machine.snapshot();
+  patch = lab.livepatch.enable(spec);
+  finish();
+  expect(lab.livepatch.transition).toBeUndefined();
+  expect(patch.enabled).toBe(true);
+  enabled = lab.machine.snapshot();
+});
+
+const universe = () =>
+  new Universe(userland.lab.kernel, userland.lab.livepatch, (at: Addr) => userland.lab.code.describe(at));
+
+/** Executes on one CPU: whether it got anywhere. */
+function execute(on: Vcpu, instructions: number): void {
+  const { kernel } = userland.lab;
+  if (kernel.cpus[on.index]!.struct.getNumber("halted") !== 0) return;
+  const exit = kernel.run(on, { budget: instructions });
+  if (exit.kind === "halt") kernel.cpus[on.index]!.struct.set("halted", on.careful ? 0 : 1);
+  else if (exit.kind !== "budget")
+    expect.fail(exit.kind === "panic" ? exit.text : userland.lab.describe(exit));
+}
+
+/** One step of any strand that is ready; time goes on to what is due. */
+function step(): boolean {
+  const { agenda } = userland.lab.kernel;
+  const { kernel } = userland.lab;
+  const [ready] = agenda.ready();
+  if (ready === undefined) {
+    const { due } = agenda;
+    if (due !== undefined && due > kernel.clock) kernel.clock = due;
+    return false;
+  }
+  agenda.step(ready);
+  return true;
+}
+
+/** All that is to be done, everybody running meanwhile. */
+function finish(): void {
+  const { agenda } = userland.lab.kernel;
+  for (let n = 0; n < 5_000 && !agenda.isEmpty; n++) {
+    if (!step()) for (const one of [vcpu, other]) execute(one, 50);
+  }
+  expect(agenda.pending.map(({ what }) => what)).toEqual([]);
+}
+
+/** Up to `most` steps, while the reader stands still but for what he is waited for. */
+function stepsWithout(most: number): number {
+  let [done, idle] = [0, 0];
+  while (done < most && idle < 2_000) {
+    if (step()) {
+      done++;
+      idle = 0;
+    } else {
+      execute(other, 50);
+      if (idle++ > 4) execute(vcpu, 1);
+    }
+  }
+  return done;
+}
+
+/** The reader goes on for two rounds, looked at after each instruction. */
+function goOn(look: Universe): string | undefined {
+  for (let n = 0; n < 2 * ROUND; n++) {
+    execute(vcpu, 1);
+    const wrong = look.check();
+    if (wrong !== undefined) return wrong;
+  }
+  return undefined;
+}
+
+interface Sweep {
+  readonly from: () => Snapshot;
+  readonly ask: () => void;
+  /** Where the reader is stopped, and after how many steps it goes on. */
+  readonly stops: readonly number[];
+  readonly steps: readonly number[];
+  /** Steps before it goes on to where it is stopped; of one that is preempted, behind that. */
+  readonly lead?: number;
+  /** It is preempted where it is stopped, and comes back when the steps are done. */
+  readonly preempted?: boolean;
+  /** Not before it is in the handler, where preemption is off: so it is preempted at the handler's end. */
+  readonly inHandler?: boolean;
+}
+
+/** Lets the reader go on to the handler; false if it does not come there soon. */
+function reachHandler(): boolean {
+  const { kernel, code } = userland.lab;
+  for (let n = 0; n < ROUND; n++) {
+    const isThere = code.symbolAt(vcpu.rip)?.symbol.name === "klp_ftrace_handler";
+    if (isThere && kernel.cpus[0]!.struct.getNumber("preempt_count") !== 0) return true;
+    execute(vcpu, 1);
+  }
+  return false;
+}
+
+const range = (to: number, by = 1) => Array.from({ length: Math.ceil(to / by) }, (_, n) => n * by);
+
+/** Everything that is found wrong, by where the reader was stopped and for how many steps. */
+function sweep(
+  options: LivepatchOptions,
+  { from, ask, stops, steps, lead, preempted, inHandler }: Sweep,
+): string | undefined {
+  const { lab } = userland;
+  const { kernel, machine } = lab;
+  for (const stop of stops) {
+    for (const count of steps) {
+      machine.restore(from());
+      lab.livepatch.options = { retryEvery: 1000, ...options };
+      const look = universe();
+      look.check();
+      if (lead !== undefined && preempted !== true) {
+        ask();
+        stepsWithout(lead);
+      }
+      execute(vcpu, stop);
+      if (lead === undefined || preempted === true) ask();
+      if (preempted === true) {
+        stepsWithout(lead ?? 0);
+        if (inHandler === true && !reachHandler()) continue;
+        lab.livepatch.tasks.setFlag(reader, THREAD_FLAG.TIF_NEED_RESCHED, true);
+        kernel.setNext(vcpu, kernel.cpus[0]!.idle);
+        for (let n = 0; n < 200 && reader.onCpu; n++) execute(vcpu, 5);
+      }
+      const done = stepsWithout(count);
+      if (preempted === true) {
+        kernel.setNext(vcpu, reader);
+        kernel.interrupt(0, 0xec);
+      }
+      const wrong = look.check() ?? goOn(look);
+      if (wrong !== undefined) return `stopped at ${stop}, ${done} steps: ${wrong}`;
+      if (done < count) break;
+    }
+  }
+  return undefined;
+}
+
+const enabling: Pick<Sweep, "from" | "ask"> = {
+  from: () => before,
+  ask: () => {
+    userland.lab.livepatch.enable(spec);
+  },
+};
+const disabling: Pick<Sweep, "from" | "ask"> = {
+  from: () => enabled,
+  ask: () => userland.lab.livepatch.disable(patch),
+};
+const STOPS = range(ROUND, 160);
+const STEPS = range(MOST_STEPS, 2);
+
+describe("in the order that they have", () => {
+  test.each([
+    ["enabling", enabling],
+    ["disabling", disabling],
+  ])("%s a patch lets nobody run what he must not", (_, way) => {
+    expect(sweep({}, { ...way, stops: STOPS, steps: range(MOST_STEPS, 4) })).toBeUndefined();
+  });
+});
+
+describe("turned round, it is noticed of", () => {
+  const WAYS: Readonly<Record<Order, Pick<Sweep, "from" | "ask">>> = {
+    "target-before-pending": enabling,
+    // A function that is on no stack yet is in nobody's way.
+    "states-before-transition": disabling,
+    "transition-before-stack": enabling,
+    "transition-before-pending": disabling,
+  };
+  test.each(ORDERS)("%s", (order) => {
+    expect(sweep({ weakened: [order] }, { ...WAYS[order], stops: STOPS, steps: STEPS })).toBeDefined();
+  });
+});
+
+/** So many that nobody but the reader is waited for. */
+const LEAD = 150;
+
+describe("where the reader is stopped in the middle of a transition that then goes on as far as it can", () => {
+  const everywhere = { stops: range(2 * ROUND, 1), steps: [2 * MOST_STEPS], lead: LEAD };
+  const preempted = { ...everywhere, stops: range(ROUND, 2), preempted: true };
+
+  test.each([
+    ["enabling", enabling],
+    ["disabling", disabling],
+  ])("nothing is wrong when %s", (_, way) => {
+    expect(sweep({}, { ...way, ...everywhere, stops: range(2 * ROUND, 7) })).toBeUndefined();
+    expect(sweep({}, { ...way, ...preempted, stops: range(ROUND, 7) })).toBeUndefined();
+  });
+
+  test("a missing grace period is noticed", () => {
+    expect(sweep({ noGrace: true }, { ...enabling, ...everywhere })).toMatch(/without a patch state/);
+  });
+
+  test("so is a stack check that does not look at what is pending in a trampoline, as upstream's", () => {
+    const inHandler = { ...preempted, inHandler: true };
+    expect(sweep({}, { ...disabling, ...inHandler, stops: range(ROUND, 9) })).toBeUndefined();
+    expect(sweep({ pending: false }, { ...disabling, ...inHandler })).toMatch(/is gone|replacement/);
+  });
+
+  test("and one that passes over what was interrupted", () => {
+    const unwinder: Unwinder = {
+      name: "forgetful",
+      walk: (context, start) => {
+        const { frames, doubt } = orcUnwinder.walk(context, start);
+        return { frames: frames.filter(({ kind }) => kind !== "interrupted"), doubt };
+      },
+    };
+    expect(sweep({ unwinder }, { ...disabling, ...preempted })).toMatch(/is gone|replacement/);
+  });
+});
