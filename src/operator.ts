@@ -2,7 +2,7 @@
 // disabled. What is done when, the run's chooser says, so that it can be told again.
 
 import { hexBytes } from "./base/bytes.ts";
-import type { Chooser } from "./base/chooser.ts";
+import { type Chooser, FIRST } from "./base/chooser.ts";
 import { readPackageFile } from "./base/file.ts";
 import { Refusal } from "./base/refuse.ts";
 import { NOP5, SITE_SIZE } from "./ftrace/site.ts";
@@ -29,9 +29,8 @@ const RETRY_EVERY = 20_000;
 const SIGNALS_TIMEOUT = 5;
 
 export class Operator {
-  readonly universe: Universe;
   private readonly patients: Patients;
-  private chooser: Chooser;
+  private chooser: Chooser = FIRST;
 
   /** Loads the copies. To be done before anything runs. */
   static async open(patients: Patients, options: LivepatchOptions = {}): Promise<Operator> {
@@ -50,9 +49,6 @@ export class Operator {
 
   private constructor(patients: Patients) {
     this.patients = patients;
-    const { kernel, livepatch, code } = patients.lab;
-    this.universe = new Universe(kernel, livepatch, (at) => code.describe(at));
-    this.chooser = { choose: () => 0 };
   }
 
   /** A new run, of which `chooser` decides. */

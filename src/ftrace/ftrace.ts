@@ -9,7 +9,7 @@ import { hexBytes, sameBytes } from "../base/bytes.ts";
 import { refuse } from "../base/refuse.ts";
 import type { CodeMap, CodeRange } from "../image/codeMap.ts";
 import type { Image } from "../image/image.ts";
-import type { Agenda, Step } from "../machine/agenda.ts";
+import { type Agenda, act, type Step } from "../machine/agenda.ts";
 import type { Heap } from "../machine/heap.ts";
 import { type Keeper, Kept } from "../machine/kept.ts";
 import type { Memory } from "../machine/memory.ts";
@@ -280,15 +280,7 @@ export class Ftrace {
         () => reclaimer.afterGrace(`the ops ${ops.name}`, free),
       );
     // Behind its being unregistered; beside what comes after that.
-    this.parts.agenda.add(STRAND, [
-      {
-        what: `release ${ops.name}`,
-        run: () => {
-          whenLeft();
-          return undefined;
-        },
-      },
-    ]);
+    this.parts.agenda.add(STRAND, [act(`release ${ops.name}`, whenLeft)]);
   }
 
   /**
@@ -421,17 +413,12 @@ export class Ftrace {
    * Unlinks who is registered no more, and has what was theirs freed. Not of those whom a site leads to yet: they were
    * unregistered since the sites were looked at, and have their turn.
    */
-  private readonly retire: Step = {
-    what: "unlink ops",
-    run: () => {
-      const { linked, known } = this.registry.value;
-      for (const ops of linked)
-        if (!ops.isRegistered) this.set({ linked: this.list.unlink(this.registry.value.linked, ops) });
-      for (const ops of known.values())
-        if (!ops.isRegistered && !this.isLedTo(ops)) this.reclaimer.retire(ops);
-      return undefined;
-    },
-  };
+  private readonly retire: Step = act("unlink ops", () => {
+    const { linked, known } = this.registry.value;
+    for (const ops of linked)
+      if (!ops.isRegistered) this.set({ linked: this.list.unlink(this.registry.value.linked, ops) });
+    for (const ops of known.values()) if (!ops.isRegistered && !this.isLedTo(ops)) this.reclaimer.retire(ops);
+  });
 
   private isLinked(ops: FtraceOps): boolean {
     return this.registry.value.linked.includes(ops);

@@ -4,7 +4,7 @@
 // there; what a trampoline leads to comes after it.
 
 import { type Addr, offset } from "../base/addr.ts";
-import type { Agenda } from "../machine/agenda.ts";
+import { type Agenda, act } from "../machine/agenda.ts";
 import type { Pool } from "../machine/pool.ts";
 import { type FtraceHash, freeHash } from "./hash.ts";
 import type { FtraceOps } from "./ops.ts";
@@ -57,16 +57,7 @@ export class Reclaimer {
 
   /** Runs `run` once `isOver` says so. */
   when(what: string, until: string, isOver: () => boolean, run: () => void): void {
-    this.parts.agenda.add(`free ${what}`, [
-      {
-        what: `wait until ${until}`,
-        ready: isOver,
-        run: () => {
-          run();
-          return undefined;
-        },
-      },
-    ]);
+    this.parts.agenda.add(`free ${what}`, [{ ...act(`wait until ${until}`, run), ready: isOver }]);
   }
 
   /** Runs `run` after a grace period. */

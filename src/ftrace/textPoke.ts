@@ -8,7 +8,7 @@
 import { type Addr, offset, PAGE_SIZE, pageOf, pagesOf } from "../base/addr.ts";
 import { sameBytes } from "../base/bytes.ts";
 import { TEXT_ALIAS } from "../image/layout.ts";
-import type { Step } from "../machine/agenda.ts";
+import { act, type Step } from "../machine/agenda.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Pool } from "../machine/pool.ts";
 import { StructView } from "../machine/struct.ts";
@@ -151,13 +151,10 @@ export class TextPoker {
     then: () => readonly Step[],
   ): readonly Step[] {
     const { serialise } = this.parts;
-    const old = (phaseThen: Phase, pokes: readonly TextPoke[]): Step => ({
-      what: `undo: ${phaseThen}`,
-      run: () => {
+    const old = (phaseThen: Phase, pokes: readonly TextPoke[]): Step =>
+      act(`undo: ${phaseThen}`, () => {
         for (const poke of pokes) this.write(writeOf(phaseThen, { ...poke, new: poke.old }));
-        return undefined;
-      },
-    });
+      });
     const written = made.map(({ poke }) => poke);
     switch (phase) {
       case "int3":
@@ -218,13 +215,7 @@ export class TextPoker {
   private end(vec: Addr, count: number, then: () => readonly Step[]): readonly Step[] {
     const { desc, parts } = this;
     return [
-      {
-        what: "let go of the description",
-        run: () => {
-          desc.set("refs", desc.getNumber("refs") - 1);
-          return undefined;
-        },
-      },
+      act("let go of the description", () => desc.set("refs", desc.getNumber("refs") - 1)),
       {
         what: "wait for breakpoint handlers",
         ready: () => desc.getNumber("refs") === 0,
@@ -245,14 +236,8 @@ export class TextPoker {
     if (failure !== undefined) return done(failure);
     const writes = batch.flatMap((poke) => naiveWrites(this.writer, poke));
     return [
-      ...writes.map(
-        (write): Step => ({
-          what: `write ${write.what} at ${this.parts.name(write.poke.ip)}`,
-          run: () => {
-            this.write(write);
-            return undefined;
-          },
-        }),
+      ...writes.map((write) =>
+        act(`write ${write.what} at ${this.parts.name(write.poke.ip)}`, () => this.write(write)),
       ),
       ...this.parts.serialise(),
       { what: "end", run: () => done() },
