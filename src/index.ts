@@ -18,7 +18,8 @@ export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts
 export type { Task } from "./kernel/task.ts";
 export { type CallOptions, type CallResult, Lab, type LabOptions } from "./lab.ts";
 export type { Blocker } from "./livepatch/blocker.ts";
-export { type Livepatch, type LivepatchOptions, ORDERS, type Order } from "./livepatch/livepatch.ts";
+export type { Livepatch } from "./livepatch/livepatch.ts";
+export { type LivepatchOptions, ORDERS, type Order } from "./livepatch/options.ts";
 export type {
   Callbacks,
   FunctionSpec,

@@ -7,7 +7,7 @@ import { readPackageFile } from "./base/file.ts";
 import { Refusal } from "./base/refuse.ts";
 import { NOP5, SITE_SIZE } from "./ftrace/site.ts";
 import { readObject } from "./lab.ts";
-import type { LivepatchOptions } from "./livepatch/livepatch.ts";
+import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { ObjectSpec, Patch } from "./livepatch/patch.ts";
 import { Universe } from "./livepatch/universe.ts";
 import type { Patients } from "./patients.ts";

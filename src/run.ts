@@ -3,7 +3,7 @@
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder } from "./explore/chooser.ts";
 import type { Conductor, RunEnd } from "./kernel/conductor.ts";
-import type { LivepatchOptions } from "./livepatch/livepatch.ts";
+import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { Universe } from "./livepatch/universe.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";

@@ -4,23 +4,23 @@
 // klp_mutex held is one stretch of one strand.
 
 import type { Addr } from "../base/addr.ts";
-import { Refusal, refuse } from "../base/refuse.ts";
-import type { Ftrace, FtraceRecord } from "../ftrace/ftrace.ts";
-import { SITE_SIZE } from "../ftrace/site.ts";
+import { type Refusal, refuse } from "../base/refuse.ts";
+import type { Ftrace } from "../ftrace/ftrace.ts";
 import type { CodeMap } from "../image/codeMap.ts";
 import type { Image } from "../image/image.ts";
-import type { ImageSymbol } from "../image/symbolTable.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
-import { ERROR, nameOfError, type PatchState, THREAD_FLAG, VECTORS } from "../kernel/layout.ts";
+import { nameOfError, type PatchState, THREAD_FLAG, VECTORS } from "../kernel/layout.ts";
 import { act, each, type Step, until } from "../machine/agenda.ts";
 import { Kept } from "../machine/kept.ts";
 import type { Pool } from "../machine/pool.ts";
 import { StructView } from "../machine/struct.ts";
 import { orcUnwinder } from "../unwind/orcWalker.ts";
-import type { UnwindContext, Unwinder, Walk } from "../unwind/walk.ts";
+import type { UnwindContext, Walk } from "../unwind/walk.ts";
 import { type Blocker, TaskSwitch } from "./blocker.ts";
+import { Checks } from "./checks.ts";
 import { FunctionStacks } from "./functionStack.ts";
 import { KLP_FUNC } from "./layout.ts";
+import type { LivepatchOptions } from "./options.ts";
 import {
   type FunctionSpec,
   Patch,
@@ -30,6 +30,7 @@ import {
   type SystemState,
   VMLINUX,
 } from "./patch.ts";
+import { errnoOf, refusalOf } from "./refusal.ts";
 
 export type Target = Exclude<PatchState, "KLP_UNDEFINED">;
 
@@ -38,44 +39,6 @@ export interface Transition {
   readonly target: Target;
   /** How often tasks were looked at that could not be switched. */
   readonly tries: number;
-}
-
-/**
- * The orders of writes that matter, each with whom it pairs with. To see why, each can be turned round.
- *
- * - target-before-pending: klp_target_state before TIF_PATCH_PENDING; klp_update_patch_state() clears the one, then reads the other.
- * - states-before-transition: every patch_state before func->transition; the handler reads the one, then the other.
- * - transition-before-stack: on enable, func->transition before the function is on its stack; the handler reads the stack first.
- * - transition-before-pending: on disable, func->transition before TIF_PATCH_PENDING; a task that has been switched must
- *   not find the function out of transition.
- */
-export const ORDERS = [
-  "target-before-pending",
-  "states-before-transition",
-  "transition-before-stack",
-  "transition-before-pending",
-] as const;
-export type Order = (typeof ORDERS)[number];
-
-export interface LivepatchOptions {
-  /** Between two looks at tasks that could not be switched, in nanoseconds of guest time; default a second. */
-  readonly retryEvery?: number;
-  /** After so many of them tasks get a signal that is none; default 15. */
-  readonly signalsTimeout?: number;
-  /** Whether an address that is pending in a trampoline counts as on the stack; upstream's rule is false. Default true. */
-  readonly pending?: boolean;
-  /** What walks the stacks of tasks that do not run; default ORC. */
-  readonly unwinder?: Unwinder;
-  /** Only the latest patch may be disabled, as it was before atomic replace; default false. */
-  readonly onlyOnTop?: boolean;
-  /** Orders of writes that are turned round, to see what comes of it. */
-  readonly weakened?: readonly Order[];
-  /** No grace periods, to see what comes of it. */
-  readonly noGrace?: boolean;
-  /** Messages of level debug are logged, but for those below; default true. */
-  readonly debug?: boolean;
-  /** Why a task was not switched is logged at each look at it, as klp_try_switch_task() does; default false. */
-  readonly trace?: boolean;
 }
 
 export interface LivepatchParts {
@@ -115,11 +78,17 @@ export class Livepatch {
   readonly stacks: FunctionStacks;
   readonly tasks: TaskSwitch;
   private readonly parts: LivepatchParts;
+  private readonly checks: Checks;
   private readonly kept: Kept<State>;
   private refusal: Refusal | undefined;
 
   constructor(parts: LivepatchParts) {
     this.parts = parts;
+    this.checks = new Checks({
+      code: parts.code,
+      ftrace: parts.ftrace,
+      log: (level, text) => this.log(level, text),
+    });
     const { kernel, ftrace, pool, code } = parts;
     const { memory, keeper } = kernel.machine;
     this.kept = new Kept<State>(keeper, {
@@ -226,7 +195,7 @@ export class Livepatch {
     const { keeper } = this.parts.kernel.machine;
     if (spec.objects.length === 0) refuse("klp-empty", { patch: spec.name });
     const patch = new Patch(keeper, spec);
-    this.refuseIncompatible(patch);
+    this.checks.refuseIncompatible(patch, this.patches);
     const objects = spec.objects.map(({ name = VMLINUX, functions, callbacks = {} }) => {
       const funcs = functions.map((func) => this.makeFunction(func));
       return new PatchObject(keeper, patch, name, funcs, callbacks);
@@ -245,7 +214,7 @@ export class Livepatch {
 
   private check(patch: Patch, object: PatchObject): void {
     const image = this.imageOf(object.name);
-    if (image !== undefined) this.resolve(patch, object, image);
+    if (image !== undefined) this.checks.resolve(patch, object, image);
     else if (!this.parts.isModule(object.name))
       refuse("klp-no-object", { patch: patch.name, object: object.name });
   }
@@ -263,73 +232,6 @@ export class Livepatch {
   private imageOf(object: string): Image | undefined {
     const images = object === VMLINUX ? this.parts.code.images : this.kept.value.alive;
     return images.find(({ name }) => name === object);
-  }
-
-  /** Finds the functions of a loaded object. Refuses with the kernel's error, and a sentence. */
-  private resolve(patch: Patch, object: PatchObject, image: Image): void {
-    for (const func of object.functions) {
-      const names = { patch: patch.name, func: func.name, object: object.name };
-      const old = this.findFunction(image, func, names);
-      if (old.size < SITE_SIZE) refuse("klp-too-short", { ...names, size: old.size, least: SITE_SIZE });
-      const replacement = func.replacement ?? old.address;
-      const found = this.parts.code.symbolAt(replacement);
-      if (
-        found === undefined ||
-        found.offset !== 0 ||
-        found.symbol.size === 0 ||
-        found.symbol.kind !== "func"
-      ) {
-        this.log("err", `kallsyms size lookup failed for '${func.name}' replacement`);
-        refuse("klp-replacement", { ...names });
-      }
-      if (refusalOf(() => this.siteOf(old)) !== undefined) refuse("klp-no-site", { ...names });
-      func.place = { old: old.address, oldSize: old.size, new: replacement, newSize: found.symbol.size };
-    }
-    object.change({ image });
-  }
-
-  /** Logs what upstream logs, and refuses, where there is not just one. */
-  private findFunction(
-    image: Image,
-    { sympos }: PatchFunction,
-    names: { readonly patch: string; readonly func: string; readonly object: string },
-  ): ImageSymbol {
-    const { func, object } = names;
-    const found = image.symbols
-      .filter(({ name, kind }) => name === func && kind === "func")
-      .sort((a, b) => a.address - b.address);
-    if (sympos === 0 && found.length > 1) {
-      this.log("err", `unresolvable ambiguity for symbol '${func}' in object '${object}'`);
-      refuse("klp-ambiguous", { ...names, count: found.length });
-    }
-    const symbol = found[Math.max(0, sympos - 1)];
-    if (symbol !== undefined) return symbol;
-    if (found.length === 0) {
-      this.log("err", `symbol '${func}' not found in symbol table`);
-      refuse("klp-no-symbol", names);
-    }
-    this.log("err", `symbol position ${sympos} for symbol '${func}' in object '${object}' not found`);
-    return refuse("klp-no-position", { ...names, sympos, count: found.length });
-  }
-
-  private siteOf({ address, name }: Pick<ImageSymbol, "address" | "name">): FtraceRecord {
-    return this.parts.ftrace.siteOf(address, name);
-  }
-
-  /** A patch that replaces all others has to know every state that they have changed, and none may know less of one. */
-  private refuseIncompatible(patch: Patch): void {
-    for (const other of this.patches) {
-      for (const { id, version } of other.states) {
-        const own = patch.states.find((state) => state.id === id);
-        const isFine = own === undefined ? !patch.replace : own.version >= version;
-        if (isFine) continue;
-        this.log(
-          "err",
-          `Livepatch patch (${patch}) is not compatible with the already installed livepatches.`,
-        );
-        refuse("klp-states", { patch: patch.name, other: other.name, id });
-      }
-    }
   }
 
   // ---- Enabling and disabling.
@@ -496,7 +398,9 @@ export class Livepatch {
             forget(object);
             return undefined;
           }
-          const unfit = object.isLoaded ? undefined : refusalOf(() => this.resolve(patch, object, image));
+          const unfit = object.isLoaded
+            ? undefined
+            : refusalOf(() => this.checks.resolve(patch, object, image));
           if (unfit !== undefined) return this.cancelling(patch, errnoOf(unfit), unfit);
           const error = this.prePatch(object);
           if (error !== 0) {
@@ -540,7 +444,7 @@ export class Livepatch {
         what: `patch ${func.name}`,
         run: () => {
           if (object.state.value.failure !== undefined) return undefined;
-          const site = this.siteOf({ address: func.place!.old, name: func.name });
+          const site = this.checks.siteOf({ address: func.place!.old, name: func.name });
           return this.stacks.push(func, site, (refusal) => {
             const error = errnoOf(refusal);
             this.log("err", `failed to register ftrace handler for function '${func.name}' (-${error})`);
@@ -585,7 +489,7 @@ export class Livepatch {
         own.change({ functions: [...own.functions, ...nops] });
         if (known === undefined) patch.change({ objects: [...patch.objects, own] });
         const image = this.imageOf(own.name);
-        if (image !== undefined) this.resolve(patch, own, image);
+        if (image !== undefined) this.checks.resolve(patch, own, image);
       }
     }
   }
@@ -869,7 +773,7 @@ export class Livepatch {
       if (patch === undefined) return [act("it may come", () => this.comes(at))];
       const object = patch.objects.find(({ name }) => name === image.name);
       if (object === undefined) return from(patches, n + 1);
-      const refusal = refusalOf(() => this.resolve(patch, object, image));
+      const refusal = refusalOf(() => this.checks.resolve(patch, object, image));
       if (refusal !== undefined) {
         const error = errnoOf(refusal);
         this.log("warn", `failed to initialize patch '${patch}' for module '${image.name}' (-${error})`);
@@ -997,20 +901,4 @@ class Named<T> {
 
 function doing(target: Target): "patching" | "unpatching" {
   return target === "KLP_PATCHED" ? "patching" : "unpatching";
-}
-
-/** The error number that is in a refusal's text: EINVAL if none is. */
-function errnoOf(refusal: Refusal | undefined): number {
-  const name = /\((E[A-Z]+)\)/.exec(refusal?.message ?? "")?.[1];
-  return ERROR[name as keyof typeof ERROR] ?? ERROR.EINVAL;
-}
-
-function refusalOf(run: () => void): Refusal | undefined {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof Refusal) return error;
-    throw error;
-  }
-  return undefined;
 }

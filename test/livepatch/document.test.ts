@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { packagePath } from "../../src/base/file.ts";
 import { Lab } from "../../src/lab.ts";
-import { ORDERS } from "../../src/livepatch/livepatch.ts";
+import { ORDERS } from "../../src/livepatch/options.ts";
 
 const TEXT = readFileSync(packagePath("docs/LIVEPATCH.md"), "utf8");
 const TRANSCRIPTS = packagePath("test/transcripts");
