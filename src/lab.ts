@@ -51,6 +51,8 @@ export interface LabOptions {
   readonly parts?: ReadonlyMap<string, Uint8Array>;
   /** How vCPUs see stores to code that others made; default `coherent`. */
   readonly code?: CodeVisibility;
+  /** Compile hot code; default true (MachineOptions). */
+  readonly compile?: boolean;
   /** How many tasks there can be at a time; default 1024. */
   readonly maxTasks?: number;
 }
@@ -112,9 +114,9 @@ export class Lab {
   }
 
   private constructor(image: Image, options: LabOptions) {
-    const { vcpus = 1, recordCalls = false, code: visibility = "coherent" } = options;
+    const { vcpus = 1, recordCalls = false, code: visibility = "coherent", compile = true } = options;
     this.image = image;
-    this.machine = new Machine({ vcpus, recordCalls, code: visibility });
+    this.machine = new Machine({ vcpus, recordCalls, code: visibility, compile });
     const { memory, keeper } = this.machine;
     this.code = new CodeMap(keeper);
     this.orc = new OrcTables(this.code);

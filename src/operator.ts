@@ -22,10 +22,11 @@ const TARGETS: Readonly<Record<string, readonly string[]>> = {
 const COPIES = ["fix1", "fix2", "fix3", "fix4"];
 const COPIED = ["asm/read.S", "kernel/patients.o", "kernel/visitor.o"];
 
-/** One look in so many slices at whether to do something. */
+/** One look in so many slices at whether to do something; and where that would have to wait for its turn. */
 const SELDOM = 25;
+const MORE_SELDOM = 250;
 /** In nanoseconds. */
-const RETRY_EVERY = 20_000;
+const RETRY_EVERY = 8_000;
 const SIGNALS_TIMEOUT = 5;
 
 export class Operator {
@@ -60,7 +61,8 @@ export class Operator {
 
   /** Does something, now and then. */
   step(): void {
-    if (this.chooser.choose("operator", SELDOM) !== 0) return;
+    const { livepatch } = this.patients.lab;
+    if (this.chooser.choose("operator", livepatch.isBusy ? MORE_SELDOM : SELDOM) !== 0) return;
     try {
       this.act(this.chooser.choose("operator", 12));
     } catch (error) {
@@ -68,14 +70,14 @@ export class Operator {
     }
   }
 
-  /** Disables one that is enabled, or takes part in ending a transition; false if there is none. */
-  wind(): boolean {
-    const { livepatch } = this.patients.lab;
-    if (livepatch.transition !== undefined) return true;
+  /** Asks for the last patch to be disabled, once nothing else is under way. */
+  wind(): "asked" | "waits" | "over" {
+    const { livepatch, kernel } = this.patients.lab;
+    if (!kernel.agenda.isEmpty) return "waits";
     const last = livepatch.patches.findLast(({ enabled }) => enabled);
-    if (last === undefined) return livepatch.patches.length > 0;
+    if (last === undefined) return livepatch.patches.length === 0 ? "over" : "waits";
     livepatch.disable(last);
-    return true;
+    return "asked";
   }
 
   /** What is not as it was before the first patch, in text. */

@@ -2,9 +2,8 @@
 
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder } from "./explore/chooser.ts";
-import type { Conductor, RunEnd } from "./kernel/conductor.ts";
+import type { Conductor, Interruption, RunEnd } from "./kernel/conductor.ts";
 import type { LivepatchOptions } from "./livepatch/options.ts";
-import type { Universe } from "./livepatch/universe.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";
 import { Patients, type PatientsOptions } from "./patients.ts";
@@ -12,9 +11,20 @@ import type { RunSettings } from "./settings.ts";
 
 /** Where live patches come and go it matters which instruction somebody is stopped at. */
 const SHORT_SLICES = [1, 2, 3, 5, 10, 30, 100, 300];
-/** Looks at whether the last transitions come to an end. */
-const MOST_WINDING = 2000;
-const WINDING_BUDGET = 200_000;
+/** Fewer than otherwise, or such short slices would mostly be spent in handlers. */
+const FEW_INTERRUPTIONS: readonly Interruption[] = [
+  ...new Array<Interruption>(60).fill("none"),
+  "timer",
+  "timer",
+  "device",
+  "nmi",
+];
+/** What is done to patches takes many steps, and is what such runs are about. */
+const STEP_SHARE = 2;
+const PATCHING = { slices: SHORT_SLICES, interruptions: FEW_INTERRUPTIONS, stepShare: STEP_SHARE };
+/** Instructions within which all patches have to be gone. */
+const WINDING_BUDGET = 20_000_000;
+const WOUND = "all patches are gone";
 
 export interface RunOptions {
   /** Slices between looks at the invariants; 0 for none, 4 if not given. */
@@ -49,7 +59,12 @@ export class Runner {
     options: Omit<PatientsOptions, keyof RunSettings> & { readonly livepatch?: LivepatchOptions } = {},
   ): Promise<Runner> {
     const { patches } = settings;
-    const patients = await Patients.open({ ...options, ...settings, recordCalls: patches });
+    const patients = await Patients.open({
+      ...options,
+      ...settings,
+      recordCalls: patches,
+      compile: !patches, // with slices as short as theirs
+    });
     const operator = patches ? await Operator.open(patients, options.livepatch) : undefined;
     return new Runner(patients, settings, operator);
   }
@@ -70,25 +85,25 @@ export class Runner {
     machine.restore(this.fresh);
     const before = machine.instructions;
     const recorder = new Recorder(chooser);
-    const slices = this.operator === undefined ? {} : { slices: SHORT_SLICES };
+    const slices = this.operator === undefined ? {} : PATCHING;
     const conductor = lab.conductor({ chooser: recorder, ...slices });
     this.patients.begin();
     const invariants = lab.invariants();
     const universe = this.operator?.begin(recorder);
     let looks = 0;
-    const watch = () => {
+    const look = () => {
       if (++looks % PROGRESS_EVERY === 0) onProgress?.(machine.instructions - before);
-      if (every > 0 && looks % every === 0) {
-        const violation = invariants.check();
-        if (violation !== undefined) return `${violation.rule}: ${violation.what}`;
-        const wrong = universe?.check();
-        if (wrong !== undefined) return wrong;
-      }
-      this.operator?.step();
-      return undefined;
+      if (every === 0 || looks % every !== 0) return undefined;
+      const violation = invariants.check();
+      return violation === undefined ? universe?.check() : `${violation.rule}: ${violation.what}`;
+    };
+    const watch = () => {
+      const wrong = look();
+      if (wrong === undefined) this.operator?.step();
+      return wrong;
     };
     const end = conductor.run({ budget: this.settings.budget, watch });
-    const finding = this.finding(end) ?? this.wind(end, conductor, universe);
+    const finding = this.finding(end) ?? this.wind(conductor, look);
     return {
       end: end.kind,
       finding: finding ?? null,
@@ -99,23 +114,24 @@ export class Runner {
     };
   }
 
-  /** Disables all patches, one by one: what is wrong with that, or with what is left. */
-  private wind(end: RunEnd, conductor: Conductor, universe: Universe | undefined): string | undefined {
+  /** Disables all patches, one by one, while everybody runs on: what is wrong with that, or with what is left. */
+  private wind(conductor: Conductor, look: () => string | undefined): string | undefined {
     const { operator, patients } = this;
     const { livepatch, kernel } = patients.lab;
-    if (operator === undefined || end.kind !== "idle") return undefined;
-    const watch = () => universe?.check();
-    for (let n = 0; operator.wind() || !kernel.agenda.isEmpty; n++) {
-      const { transition } = livepatch;
-      const last = conductor.run({ budget: WINDING_BUDGET, watch });
-      if (last.kind !== "idle" && last.kind !== "budget") return this.finding(last);
-      const isStuck = transition !== undefined && transition === livepatch.transition && last.kind === "idle";
-      if (!isStuck && n < MOST_WINDING) continue;
+    if (operator === undefined) return undefined;
+    const watch = () => look() ?? (operator.wind() === "over" ? WOUND : undefined);
+    for (;;) {
+      const end = conductor.run({ budget: WINDING_BUDGET, watch });
+      if (end.kind === "stopped" && end.why === WOUND) return operator.leftover;
+      if (end.kind !== "idle" && end.kind !== "budget") return this.finding(end);
+      // Nobody runs, and time does not go on: only what is asked for now could change that.
+      const progress = end.kind === "idle" ? operator.wind() : "waits";
+      if (progress === "over") return operator.leftover;
+      if (progress === "asked") continue;
       const who = livepatch.blockers().map(({ task, why }) => `${task} ${why}`);
       const waits = kernel.agenda.pending.map(({ what }) => what);
       return `the last patches do not come to an end: ${[...who, ...waits].join("; ")}`;
     }
-    return operator.leftover;
   }
 
   private finding(end: RunEnd): string | undefined {

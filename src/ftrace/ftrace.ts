@@ -84,6 +84,7 @@ export class Ftrace {
       linked: [],
       text: new Map(),
       broken: new Set(),
+      poked: new Set(),
       enabled: true,
       known: new Map(),
     });
@@ -251,9 +252,10 @@ export class Ftrace {
   isDone(ops: FtraceOps): boolean {
     if (this.isLinked(ops) !== ops.isRegistered) return false;
     const { sites } = ops.state.value;
-    return !this.isLedTo(ops) || ops.isRegistered
-      ? this.changes().every(({ record }) => !sites.has(record.ip))
-      : false;
+    // What is being written may not be wanted any more.
+    if ([...this.registry.value.poked].some((ip) => sites.has(ip))) return false;
+    if (this.isLedTo(ops) && !ops.isRegistered) return false;
+    return this.changesAt(sites).length === 0;
   }
 
   /**
@@ -375,9 +377,11 @@ export class Ftrace {
       what: "rewrite sites",
       run: () => {
         const changes = this.changes();
+        this.set({ poked: new Set(changes.map(({ record }) => record.ip)) });
         return this.poker.steps(
           changes.map(({ poke }) => poke),
           (failure) => {
+            this.set({ poked: new Set() });
             if (failure === undefined) {
               this.note(changes);
               return [this.retire];
@@ -431,11 +435,18 @@ export class Ftrace {
     );
   }
 
-  /** Sites whose text is not what is wanted. */
+  /** Sites whose text is not what is wanted, by address. */
   private changes(): readonly Change[] {
+    const { text, ops } = this.registry.value;
+    const concerned = new Set([...text.keys(), ...ops.flatMap(({ state }) => [...state.value.sites])]);
+    return this.changesAt([...concerned].sort((a, b) => a - b));
+  }
+
+  private changesAt(sites: Iterable<Addr>): readonly Change[] {
     const found: Change[] = [];
-    for (const record of this.records) {
-      if (record.isBroken) continue;
+    for (const ip of sites) {
+      const record = this.at(ip);
+      if (record === undefined || record.isBroken) continue;
       const [from, to] = [record.target, this.wanted(record)];
       const [old, bytes] = [bytesOf(record.ip, from), bytesOf(record.ip, to)];
       if (sameBytes(old, bytes)) continue;

@@ -109,6 +109,8 @@ export interface Registry {
   /** Of sites that are no NOPs. */
   readonly text: ReadonlyMap<Addr, Target>;
   readonly broken: ReadonlySet<Addr>;
+  /** Sites that are being rewritten: their text is neither what it was nor what it is going to be. */
+  readonly poked: ReadonlySet<Addr>;
   /** Whether anybody is called at all. */
   readonly enabled: boolean;
   /** All ops that calls may still be on the way to, by their structures. */

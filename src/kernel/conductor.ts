@@ -26,6 +26,8 @@ export interface ConductorOptions {
   readonly slices?: readonly number[];
   /** What is chosen from before each slice: an entry's share is how often it is there. */
   readonly interruptions?: readonly Interruption[];
+  /** How often a step on the kernel's behalf that could be taken is in the choice of who is next, against once for each CPU; default 1. */
+  readonly stepShare?: number;
   /** Instructions of guest time within which each CPU that executes has its timer's interrupt. */
   readonly tickEvery?: number;
   readonly patience?: Patience;
@@ -81,6 +83,7 @@ export class Conductor {
     this.options = {
       slices: SLICES,
       interruptions: INTERRUPTIONS,
+      stepShare: 1,
       tickEvery: TICK_EVERY,
       execute,
       ...options,
@@ -149,7 +152,9 @@ export class Conductor {
   private next(): Vcpu | string | undefined {
     const { machine, cpus, agenda } = this.kernel;
     const awake = machine.vcpus.filter((_, n) => cpus[n]!.struct.getNumber("halted") === 0);
-    const able = agenda.isEmpty ? awake : [...awake, ...agenda.ready()];
+    const { stepShare } = this.options;
+    const steps = agenda.isEmpty ? [] : agenda.ready();
+    const able = [...awake, ...steps.flatMap((step) => new Array<string>(stepShare).fill(step))];
     return able.length > 1 ? able[this.options.chooser.choose("vcpu", able.length)] : able[0];
   }
 

@@ -83,6 +83,9 @@ export const ARGUMENTS = ["rdi", "rsi", "rdx", "rcx", "r8", "r9"] as const;
 const SYSCALL_MASK = FLAG.TF | FLAG.IF | FLAG.DF | FLAG.IOPL | FLAG.NT | FLAG.AC | FLAG.ID;
 /** Selectors of syscall, and of sysret, which adds 16 and 8 to its own. */
 const STAR = (BigInt(SELECTOR.KERNEL_CS) << 32n) | (BigInt(SELECTOR.USER_CS - 16) << 48n);
+const PATCH_STATES: ReadonlyMap<number, PatchState> = new Map(
+  (Object.keys(PATCH_STATE) as PatchState[]).map((name) => [PATCH_STATE[name], name]),
+);
 const DEFAULT_TASKS = 1024;
 /** In bytes, of what guest code asks for. */
 const MOST_ALLOCATED = 2 ** 24;
@@ -354,8 +357,7 @@ export class Kernel {
 
   patchState({ struct }: Task): PatchState {
     const value = struct.getNumber("patch_state");
-    const found = (Object.keys(PATCH_STATE) as PatchState[]).find((name) => PATCH_STATE[name] === value);
-    return found ?? bug(`task with patch_state ${value}`);
+    return PATCH_STATES.get(value) ?? bug(`task with patch_state ${value}`);
   }
 
   /** Whether nobody changes the list of tasks, or makes one. */

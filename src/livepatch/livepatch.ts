@@ -119,6 +119,11 @@ export class Livepatch {
     return this.kept.value.transition;
   }
 
+  /** Whether something is being done: what is asked for now waits for its turn. */
+  get isBusy(): boolean {
+    return this.parts.kernel.agenda.isPending(STRAND);
+  }
+
   get forces(): number {
     return this.kept.value.forces;
   }
@@ -238,9 +243,9 @@ export class Livepatch {
 
   private enabling(patch: Patch): readonly Step[] {
     if (this.transition !== undefined)
-      return this.fail(patch, () => refuse("klp-busy", { patch: patch.name }));
+      return this.failToEnable(patch, () => refuse("klp-busy", { patch: patch.name }));
     if (this.patches.some(({ name }) => name === patch.name))
-      return this.fail(patch, () => refuse("klp-known", { patch: patch.name }));
+      return this.failToEnable(patch, () => refuse("klp-known", { patch: patch.name }));
     if (patch.replace) this.addNops(patch);
     this.set({
       patches: [...this.patches, patch],
@@ -271,12 +276,11 @@ export class Livepatch {
 
   private disabling(patch: Patch): readonly Step[] {
     if (!this.patches.includes(patch) || !patch.enabled)
-      return this.fail(patch, () => refuse("klp-disabled", { patch: patch.name }));
-    if (this.transition !== undefined)
-      return this.fail(patch, () => refuse("klp-busy", { patch: patch.name }));
+      return this.fail(() => refuse("klp-disabled", { patch: patch.name }));
+    if (this.transition !== undefined) return this.fail(() => refuse("klp-busy", { patch: patch.name }));
     const top = this.patches.at(-1)!;
     if (this.options.onlyOnTop === true && patch !== top)
-      return this.fail(patch, () => refuse("klp-not-on-top", { patch: patch.name, top: top.name }));
+      return this.fail(() => refuse("klp-not-on-top", { patch: patch.name, top: top.name }));
     this.set({ transition: { patch, target: "KLP_UNPATCHED", tries: 0 } });
     const phases = {
       target: this.setTarget(),
@@ -660,10 +664,15 @@ export class Livepatch {
     return { ...step, run: () => (patch.error === undefined ? step.run() : undefined) };
   }
 
-  /** What was asked for cannot be: whoever asked is told if he waits, and a patch that is not known is given back. */
-  private fail(patch: Patch, refused: () => never): readonly Step[] {
+  /** What was asked for cannot be: whoever asked is told if he waits. */
+  private fail(refused: () => never): readonly Step[] {
     this.refusal = refusalOf(refused);
-    if (this.patches.includes(patch)) return [];
+    return [];
+  }
+
+  /** The patch has never been known to anybody, and is given back. */
+  private failToEnable(patch: Patch, refused: () => never): readonly Step[] {
+    this.refusal = refusalOf(refused);
     patch.change({ error: errnoOf(this.refusal) });
     this.release(patch);
     return [];
@@ -672,7 +681,7 @@ export class Livepatch {
   private reversing(patch: Patch): readonly Step[] {
     const { transition } = this;
     if (transition?.patch !== patch)
-      return this.fail(patch, () => refuse("klp-no-transition", { patch: patch.name }));
+      return this.fail(() => refuse("klp-no-transition", { patch: patch.name }));
     const target = transition.target === "KLP_PATCHED" ? "KLP_UNPATCHED" : "KLP_PATCHED";
     const way = target === "KLP_UNPATCHED" ? "patching to unpatching" : "unpatching to patching";
     this.log("debug", `'${patch}': reversing transition from ${way}`);
@@ -694,7 +703,7 @@ export class Livepatch {
   private forcing(patch: Patch): readonly Step[] {
     const { transition } = this;
     if (transition?.patch !== patch)
-      return this.fail(patch, () => refuse("klp-no-transition", { patch: patch.name }));
+      return this.fail(() => refuse("klp-no-transition", { patch: patch.name }));
     const { target } = transition;
     this.log("warn", "forcing remaining tasks to the patched state");
     this.set({ forces: this.forces + 1 });
@@ -738,7 +747,9 @@ export class Livepatch {
       act("handlers decide again", () => {
         for (const { ops } of stacks()) this.parts.ftrace.settle(ops, undefined);
       }),
-      until("no site jumps", () => stacks().every(({ site }) => site.target.kind !== "jump")),
+      until("no site jumps", () =>
+        stacks().every(({ ops, site }) => this.parts.ftrace.isDone(ops) && site.target.kind !== "jump"),
+      ),
     ];
   }
 

@@ -6,6 +6,7 @@
 import { type Addr, offset } from "../base/addr.ts";
 import { SITE_SIZE } from "../ftrace/site.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
+import type { PatchState } from "../kernel/layout.ts";
 import type { TrueFrame } from "../machine/callChain.ts";
 import type { FunctionStack } from "./functionStack.ts";
 import type { Livepatch } from "./livepatch.ts";
@@ -18,6 +19,23 @@ interface Body {
   readonly high: Addr;
 }
 
+/** What TypeScript keeps of live patches, for as long as none of it changes. */
+interface Picture {
+  readonly asOf: number;
+  readonly stacks: readonly FunctionStack[];
+  readonly sites: ReadonlySet<Addr>;
+  /** What a task in a patch state must not be in. */
+  readonly forbidden: Map<PatchState, readonly Body[]>;
+  /** Tasks that were looked at since, and how they stood. */
+  readonly seen: Map<Task, Stand>;
+}
+
+interface Stand {
+  readonly sp: number;
+  readonly state: number;
+  readonly pid: number;
+}
+
 export class Universe {
   private readonly kernel: Kernel;
   private readonly livepatch: Livepatch;
@@ -25,8 +43,7 @@ export class Universe {
   /** Of replacements that have gone: nobody comes back to them. */
   private readonly gone = new Map<Addr, Body>();
   private before: ReadonlyMap<Addr, Body> = new Map();
-  private asOf: readonly unknown[] = [];
-  private readonly seen = new Map<Task, string>();
+  private picture: Picture | undefined;
 
   constructor(kernel: Kernel, livepatch: Livepatch, describe: (at: Addr) => string) {
     this.kernel = kernel;
@@ -37,47 +54,36 @@ export class Universe {
   /** The first thing that does not hold. */
   check(): string | undefined {
     const { livepatch, kernel } = this;
-    this.note();
+    const { stacks, sites, forbidden, seen } = this.look();
     if (livepatch.forces > 0) return undefined; // tasks may be anywhere from then on
     if (kernel.machine.memory.readInt(kernel.klpWarned) !== 0)
       return "a function was in transition for a task without a patch state";
-    const stacks = [...livepatch.stacks.all.values()];
     if (stacks.length === 0 && this.gone.size === 0) return undefined;
-    const sites = new Set(stacks.map(({ site }) => site.ip));
-    this.forgetIfChanged();
     for (const task of livepatch.tasks.all) {
-      if (this.isSeen(task)) continue;
-      const forbidden = [...stacks.flatMap((stack) => this.forbidden(stack, task)), ...this.gone.values()];
-      if (forbidden.length === 0) continue;
+      if (isSeen(task, seen)) continue;
+      const state = kernel.patchState(task);
+      let bodies = forbidden.get(state);
+      if (bodies === undefined) {
+        bodies = [...stacks.flatMap((stack) => this.forbidden(stack, state)), ...this.gone.values()];
+        forbidden.set(state, bodies);
+      }
+      if (bodies.length === 0) continue;
       for (const at of this.addresses(task, sites)) {
-        const body = forbidden.find(({ low, high }) => at >= low && at < high);
-        if (body !== undefined)
-          return `${task} (${kernel.patchState(task)}) is in ${body.name}: ${this.describe(at)}`;
+        const body = bodies.find(({ low, high }) => at >= low && at < high);
+        if (body !== undefined) return `${task} (${state}) is in ${body.name}: ${this.describe(at)}`;
       }
     }
     return undefined;
   }
 
-  /** What was looked at holds for as long as nothing is different that it depends on. */
-  private forgetIfChanged(): void {
-    const { stacks, transition } = this.livepatch;
-    const now = [stacks.all, transition, this.gone.size];
-    if (now.every((part, n) => part === this.asOf[n])) return;
-    this.asOf = now;
-    this.seen.clear();
-  }
-
-  /** Whether the task has stood still since it was looked at: on no CPU, and in the same state. */
-  private isSeen(task: Task): boolean {
-    if (task.onCpu) {
-      this.seen.delete(task);
-      return false;
-    }
-    const { struct } = task;
-    const now = `${struct.getNumber("sp")} ${struct.getNumber("patch_state")} ${struct.getNumber("pid")}`;
-    if (this.seen.get(task) === now) return true;
-    this.seen.set(task, now);
-    return false;
+  private look(): Picture {
+    const { changes } = this.kernel.machine.keeper;
+    if (this.picture?.asOf === changes) return this.picture;
+    this.note();
+    const stacks = [...this.livepatch.stacks.all.values()];
+    const sites = new Set(stacks.map(({ site }) => site.ip));
+    this.picture = { asOf: changes, stacks, sites, forbidden: new Map(), seen: new Map() };
+    return this.picture;
   }
 
   /** Which replacements have gone since the last look. */
@@ -93,13 +99,12 @@ export class Universe {
     if (transition === undefined || this.before.size !== now.size) this.before = now;
   }
 
-  /** The bodies of one function that `task` must not be in. */
-  private forbidden({ functions, site }: FunctionStack, task: Task): Body[] {
+  /** The bodies of one function that a task in `state` must not be in. */
+  private forbidden({ functions, site }: FunctionStack, state: PatchState): Body[] {
     const [top] = functions;
     if (top?.place === undefined) return [];
     // By what was asked for, whatever guest memory says of it.
     const isInTransition = this.livepatch.transition?.patch.functions.includes(top) === true;
-    const state = this.kernel.patchState(task);
     if (isInTransition && state === "KLP_UNDEFINED") return [];
     const own = functions[isInTransition && state === "KLP_UNPATCHED" ? 1 : 0];
     const original: Body = {
@@ -126,10 +131,8 @@ export class Universe {
     }
     const vcpu = machine.vcpus.find((one) => kernel.current(one) === task);
     if (vcpu === undefined || vcpu.system.user) return [];
-    // In switch_to `current` changes an instruction after the stack does.
-    const { irqStack, exceptionStacks } = kernel.cpus[vcpu.index]!;
-    const own = [task.stack, irqStack, ...exceptionStacks];
-    if (!own.some(({ low, high }) => vcpu.rsp > low && vcpu.rsp <= high)) return [];
+    // In the middle of a switch the stack is the next task's before `current` is; interrupts may come there.
+    if (kernel.cpus[vcpu.index]!.struct.getNumber("prev") !== 0) return [];
     const frames = this.of(machine.trueChain(vcpu.rsp), sites);
     // Behind a site that is being rewritten, or was a NOP, nothing was decided.
     return [vcpu.rip, ...frames];
@@ -144,6 +147,20 @@ export class Universe {
       return to === frame.returnAddress ? [] : [to];
     });
   }
+}
+
+/** Whether the task has stood still since it was looked at: on no CPU, and in the same state. */
+function isSeen(task: Task, seen: Map<Task, Stand>): boolean {
+  if (task.onCpu) {
+    seen.delete(task);
+    return false;
+  }
+  const { struct } = task;
+  const [sp, state, pid] = [struct.getNumber("sp"), struct.getNumber("patch_state"), struct.getNumber("pid")];
+  const before = seen.get(task);
+  if (before !== undefined && before.sp === sp && before.state === state && before.pid === pid) return true;
+  seen.set(task, { sp, state, pid });
+  return false;
 }
 
 function bodyOf(name: string, { new: low, newSize }: Place): Body {

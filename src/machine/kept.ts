@@ -6,6 +6,8 @@ import type { Journal } from "./journal.ts";
 export class Keeper {
   /** While snapshots are made: what was there before it is replaced. */
   journal: Journal<Kept<object>, object> | undefined;
+  /** How often any of it was replaced: what was found out from it holds for as long as this stays. */
+  changes = 0;
 }
 
 /** A value that is replaced as a whole and never changed in place: restoring a snapshot puts back the one of that time. */
@@ -28,6 +30,7 @@ export class Kept<V extends object> {
   set value(value: V) {
     this.keeper.journal?.note(this as unknown as Kept<object>, this.present);
     this.present = value;
+    this.keeper.changes++;
     this.replaced?.();
   }
 }

@@ -32,6 +32,8 @@ export interface MachineOptions {
   readonly recordCalls?: boolean;
   /** How vCPUs see stores to code that others made; default `coherent`. */
   readonly code?: CodeVisibility;
+  /** Compile hot code; default true. Where all stop every few instructions, to interpret everything is faster. */
+  readonly compile?: boolean;
 }
 
 /** A trace that is on. */
@@ -74,12 +76,14 @@ export class Machine {
   observed: boolean;
   private traceBuffer: HostAddress | undefined;
   private recording: boolean;
+  private readonly compiles: boolean;
   private snapshots: Snapshots | undefined;
 
-  constructor({ vcpus = 1, recordCalls = false, code = "coherent" }: MachineOptions = {}) {
+  constructor({ vcpus = 1, recordCalls = false, code = "coherent", compile = true }: MachineOptions = {}) {
     if (!Number.isInteger(vcpus) || vcpus < 1 || vcpus > MAX_VCPUS)
       refuse("vcpu-count", { count: vcpus, limit: MAX_VCPUS });
     this.recording = recordCalls;
+    this.compiles = compile;
     this.observed = recordCalls;
     const { host } = this;
     this.trunk = makeTrunk(host);
@@ -101,6 +105,7 @@ export class Machine {
     this.regions = new Regions(host, this.memory, slots, isRecording, (region) => {
       for (const vcpu of this.vcpus) vcpu.forgetRegion(region);
     });
+    this.regions.suspended = !compile;
     this.vcpus = Array.from({ length: vcpus }, (_, index) => new Vcpu(this, index));
   }
 
@@ -215,7 +220,7 @@ export class Machine {
     // Deliveries are not lifted code's: to trace those alone costs it nothing.
     const kinds = (tracer?.kinds ?? 0) & ~TRACED.exceptions;
     if (kinds === this.interpreter.traced) return;
-    this.regions.suspended = kinds !== 0;
+    this.regions.suspended = kinds !== 0 || !this.compiles;
     this.interpreter.traced = kinds;
     this.interpreter.dropAll();
     for (const vcpu of this.vcpus) vcpu.flushTlb();

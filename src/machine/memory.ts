@@ -123,7 +123,7 @@ export class Memory {
   change(page: Addr, to: Page | undefined): void {
     const from = this.pages.get(page);
     this.tracker?.remapping(page, from);
-    if (from?.frame.code) this.listener.codeWritten(page, PAGE_SIZE);
+    if (from?.frame.code && from.access.execute) this.listener.codeWritten(page, PAGE_SIZE);
     if (from !== undefined && from.frame !== to?.frame) {
       const { pages } = from.frame;
       pages.splice(pages.indexOf(page), 1);

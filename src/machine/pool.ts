@@ -25,10 +25,12 @@ export class Pool {
     return at;
   }
 
-  /** Takes back what was given out for that `size`. */
+  /** Takes back what was given out for that `size`, once: memory that two have would be changed behind the back of one. */
   give(at: Addr, size: number): void {
     const rounded = roundUp(size);
-    this.free.value = new Map([...this.free.value, [rounded, [at, ...(this.free.value.get(rounded) ?? [])]]]);
+    const free = this.free.value.get(rounded) ?? [];
+    if (free.includes(at)) throw new Error(`${at.toString(16)} is given back twice`);
+    this.free.value = new Map([...this.free.value, [rounded, [at, ...free]]]);
   }
 }
 

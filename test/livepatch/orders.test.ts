@@ -33,6 +33,7 @@ done reader
 /** Instructions of one round of it, and some more, with a site that calls a handler. */
 const ROUND = 400;
 const MOST_STEPS = 160;
+const INT3 = 0xcc;
 
 let userland: Userland;
 let reader: Task;
@@ -213,6 +214,23 @@ describe("in the order that they have", () => {
   ])("%s a patch lets nobody run what he must not", (_, way) => {
     expect(sweep({}, { ...way, stops: STOPS, steps: range(MOST_STEPS, 4) })).toBeUndefined();
   });
+});
+
+test("a patch that is disabled while its site is being made a jump lets nobody either", () => {
+  const { lab } = userland;
+  lab.machine.restore(before);
+  lab.livepatch.options = { retryEvery: 1000 };
+  lab.livepatch.enable(spec);
+  const isBeingWritten = () =>
+    lab.ftrace.records.some(({ ip }) => lab.machine.memory.read(ip, 1)[0] === INT3);
+  for (let n = 0; lab.livepatch.transition !== undefined || !isBeingWritten(); n++) {
+    expect(n).toBeLessThan(1000);
+    if (!step()) for (const one of [vcpu, other]) execute(one, 50);
+  }
+  const settling = lab.machine.snapshot();
+  const from = () => settling;
+  const ask = () => lab.livepatch.disable(lab.livepatch.patch(spec.name));
+  expect(sweep({}, { from, ask, stops: STOPS, steps: range(MOST_STEPS, 2) })).toBeUndefined();
 });
 
 describe("turned round, it is noticed of", () => {
