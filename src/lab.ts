@@ -255,6 +255,7 @@ export class Lab {
   private walkOfCurrent(task: Task): Walk | undefined {
     const vcpu = this.machine.vcpus.find((one) => this.kernel.current(one) === task);
     if (vcpu === undefined) return undefined;
+    if (vcpu.system.user) return { frames: [], doubt: null }; // the kernel's stack begins anew
     const { frames, doubt } = this.walk(vcpu, orcUnwinder);
     return { frames: [{ kind: "interrupted", address: vcpu.rip, slot: vcpu.rsp }, ...frames], doubt };
   }

@@ -3,6 +3,7 @@
 import { readInput } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
 import type { Choices } from "./explore/chooser.ts";
+import { LOG_LEVELS, WEAKENINGS } from "./livepatch/options.ts";
 import type { RunSettings } from "./settings.ts";
 
 export interface RunRecord {
@@ -45,6 +46,13 @@ export function readRecord(path: string): RunRecord {
       rounds: settings.whole("rounds", 1),
       budget: settings.whole("budget", 1),
       patches: settings.flag("patches"),
+      weakened: settings
+        .list("weakened")
+        .map(
+          (name) =>
+            WEAKENINGS.find((known) => known === name) ?? refused(`it weakens ${name}, which is not known`),
+        ),
+      logLevel: settings.oneOf("logLevel", LOG_LEVELS),
     },
     seed: top.whole("seed", 0),
     origin: top.text("origin"),

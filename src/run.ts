@@ -1,8 +1,9 @@
 // One run after another of the kernel with its patients: what came of each, and the record that it can be told again by.
 
 import type { Chooser } from "./base/chooser.ts";
-import { type Choices, Recorder } from "./explore/chooser.ts";
+import { type Choices, Recorder, seeded, unfair } from "./explore/chooser.ts";
 import type { Conductor, Interruption, RunEnd } from "./kernel/conductor.ts";
+import type { Target } from "./livepatch/livepatch.ts";
 import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";
@@ -42,6 +43,23 @@ export interface RunFacts {
   /** Of everything in the machine (Machine.hash), in hexadecimal. */
   readonly hash: string;
   readonly choices: Choices;
+  /** What was under way when the run ended, before the last patches were disabled. */
+  readonly transition: UnderWay | null;
+}
+
+/** A transition, and who holds it up. */
+export interface UnderWay {
+  readonly patch: string;
+  readonly target: Target;
+  readonly blockers: readonly {
+    readonly task: string;
+    /** The kind of `why`: running, unreliable, on-stack, not-tried. */
+    readonly reason: string;
+    readonly why: string;
+    readonly advice: string;
+    /** Return addresses, innermost first. */
+    readonly stack: readonly string[];
+  }[];
 }
 
 const PROGRESS_EVERY = 1000;
@@ -65,7 +83,9 @@ export class Runner {
       recordCalls: patches,
       compile: !patches, // with slices as short as theirs
     });
-    const operator = patches ? await Operator.open(patients, options.livepatch) : undefined;
+    const { weakened, logLevel } = settings;
+    const livepatch = { weakened, logLevel, ...options.livepatch };
+    const operator = patches ? await Operator.open(patients, livepatch) : undefined;
     return new Runner(patients, settings, operator);
   }
 
@@ -76,6 +96,11 @@ export class Runner {
     const { machine } = patients.lab;
     this.fresh = machine.snapshot();
     this.origin = hexadecimal(machine.hash());
+  }
+
+  /** Chooses by chance; unfairly where patches come and go, or nobody would stand still for long enough. */
+  chance(seed: number): Chooser {
+    return this.operator === undefined ? seeded(seed) : unfair(seed);
   }
 
   /** From the beginning, whatever was run before. What is left is there to be looked at until the next run. */
@@ -103,6 +128,7 @@ export class Runner {
       return wrong;
     };
     const end = conductor.run({ budget: this.settings.budget, watch });
+    const transition = this.underWay;
     const finding = this.finding(end) ?? this.wind(conductor, look);
     return {
       end: end.kind,
@@ -111,7 +137,19 @@ export class Runner {
       clock: kernel.clock,
       hash: hexadecimal(machine.hash()),
       choices: recorder.choices,
+      transition,
     };
+  }
+
+  private get underWay(): UnderWay | null {
+    const { livepatch } = this.patients.lab;
+    const { transition } = livepatch;
+    if (transition === undefined) return null;
+    const blockers = livepatch.blockers().map(({ task, reason: { kind }, why, advice, stack }) => ({
+      ...{ task: String(task), reason: kind },
+      ...{ why, advice, stack },
+    }));
+    return { patch: transition.patch.name, target: transition.target, blockers };
   }
 
   /** Disables all patches, one by one, while everybody runs on: what is wrong with that, or with what is left. */

@@ -1,6 +1,7 @@
 // What decides a run of the kernel with its patients, beside what is chosen in it.
 
 import type { Writer } from "./ftrace/textPoke.ts";
+import type { LogLevel, Weakening } from "./livepatch/options.ts";
 
 export interface RunSettings {
   readonly vcpus: number;
@@ -12,6 +13,10 @@ export interface RunSettings {
   readonly budget: number;
   /** Whether somebody enables and disables live patches meanwhile. */
   readonly patches: boolean;
+  /** What of live patching is turned round, or left out. */
+  readonly weakened: readonly Weakening[];
+  /** How much live patching logs: the log is in the machine, and so in its hash. */
+  readonly logLevel: LogLevel;
 }
 
 export const DEFAULT_SETTINGS: RunSettings = {
@@ -20,6 +25,8 @@ export const DEFAULT_SETTINGS: RunSettings = {
   rounds: 3,
   budget: 20_000_000,
   patches: false,
+  weakened: [],
+  logLevel: "debug",
 };
 
 /** More would not find a stack in their program (asm/user/patients.S). */

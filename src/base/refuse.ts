@@ -114,6 +114,7 @@ export const REFUSALS = {
   unwritable: "{file} cannot be written ({why}); choose another place",
   "record-file": "{file} is no record of a run: {what}; make one with `fentrylab run --record FILE`",
   "poke-record": "{file} is no record of a poke: {what}; make one with `fentrylab poke --record FILE`",
+  "weaken-alone": "--weaken is about what --patches does; give both",
   "replay-alone": "--replay has all of a run from its file; leave out {option}",
   "unknown-choice": "there is no {what} '{name}'; there are: {known}",
   "record-origin":

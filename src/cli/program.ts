@@ -4,9 +4,10 @@
 // With --json one document goes to stdout and nothing else; progress goes to stderr.
 
 import { readFileSync } from "node:fs";
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Option } from "commander";
 import { packagePath } from "../base/file.ts";
 import { Refusal, refuse } from "../base/refuse.ts";
+import { LOG_LEVELS, WEAKENINGS } from "../livepatch/options.ts";
 import { DEFAULT_SETTINGS, MAX_COPIES, MAX_VCPUS } from "../settings.ts";
 import { integer } from "./option.ts";
 
@@ -169,6 +170,19 @@ function createProgram(checked: (held: boolean) => void): Command {
       )
       .option("--seeds <n>", "so many runs, from --seed on, to the first finding", integer("--seeds", 1), 1)
       .option("--patches", "enable and disable live patches meanwhile, at random")
+      .addOption(
+        new Option(
+          "--weaken <what...>",
+          "with --patches: turn an order of writes round, or leave a precaution out, to see what comes of it",
+        )
+          .choices(WEAKENINGS)
+          .default([], "nothing"),
+      )
+      .addOption(
+        new Option("--log-level <level>", "of live patching's messages, the least weighty that are logged")
+          .choices(LOG_LEVELS)
+          .default("debug"),
+      )
       .option("--record <file>", "write down the last run, for `fentrylab replay`"),
   ).action(async (options) => checked(await (await import("./run.ts")).printRun(options)));
 

@@ -1,9 +1,11 @@
-// fentrylab run [--vcpus N] [--copies N] [--rounds N] [--budget N] [--seed N] [--seeds N] [--every N] [--patches] [--record FILE] [--log] [--tasks]
+// fentrylab run [--vcpus N] [--copies N] [--rounds N] [--budget N] [--seed N] [--seeds N] [--every N] [--patches]
+//   [--weaken WHAT] [--record FILE] [--log] [--log-level LEVEL] [--tasks]
 // fentrylab replay FILE [--every N] [--log] [--tasks]
 
 import { writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
-import { recorded, seeded } from "../explore/chooser.ts";
+import { recorded } from "../explore/chooser.ts";
+import type { LogLevel, Weakening } from "../livepatch/options.ts";
 import { readRecord, writeRecord } from "../record.ts";
 import { type ReplayReport, type RunReport, renderReplay, renderRun } from "../report/run.ts";
 import { type RunFacts, Runner } from "../run.ts";
@@ -16,22 +18,25 @@ interface ShownOptions extends CommonOptions {
   readonly tasks?: boolean;
 }
 
-interface RunCommandOptions extends ShownOptions, Omit<RunSettings, "patches"> {
+interface RunCommandOptions extends ShownOptions, Omit<RunSettings, "patches" | "weakened"> {
   readonly patches?: boolean;
+  readonly weaken: readonly Weakening[];
+  readonly logLevel: LogLevel;
   readonly seeds: number;
   readonly record?: string;
 }
 
 /** Runs with one seed after another, to the first in which something is found. False if something is. */
 export async function printRun(options: RunCommandOptions): Promise<boolean> {
-  const { seed: first, seeds, every, vcpus, copies, rounds, budget, record } = options;
-  const patches = options.patches ?? false;
-  const settings: RunSettings = { vcpus, copies, rounds, budget, patches };
+  const { seed: first, seeds, every, vcpus, copies, rounds, budget, record, logLevel } = options;
+  const { patches = false, weaken: weakened } = options;
+  if (weakened.length > 0 && !patches) refuse("weaken-alone", {});
+  const settings: RunSettings = { vcpus, copies, rounds, budget, patches, weakened, logLevel };
   const runner = await Runner.open(settings);
   let [seed, total] = [first, 0];
   for (;;) {
     const which = seeds === 1 ? `seed ${seed}` : `seed ${seed} (${seed - first + 1} of ${seeds})`;
-    const facts = runner.run(seeded(seed), { every, onProgress: (done) => showProgress(which, done) });
+    const facts = runner.run(runner.chance(seed), { every, onProgress: (done) => showProgress(which, done) });
     total += facts.instructions;
     const last = facts.finding !== null || seed + 1 === first + seeds;
     if (!last) {

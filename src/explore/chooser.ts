@@ -12,6 +12,28 @@ export function seeded(seed: number): Chooser {
   return { choose: (_, count) => random.below(count) };
 }
 
+/** So often one of them begins to be passed over, and for so many questions at most. */
+const PASSED_OVER = { oneIn: 30, most: 300 };
+
+/** As `seeded`, but unfair: for stretches, one of those who could be next is passed over. */
+export function unfair(seed: number): Chooser {
+  const random = new Random(seed);
+  let [who, left] = [0, 0];
+  return {
+    choose(kind, count) {
+      const answer = random.below(count);
+      if (kind !== "vcpu") return answer;
+      if (left === 0) {
+        if (random.below(PASSED_OVER.oneIn) === 0)
+          [who, left] = [random.below(count), random.below(PASSED_OVER.most)];
+        return answer;
+      }
+      left--;
+      return answer === who ? (answer + 1 + random.below(count - 1)) % count : answer;
+    },
+  };
+}
+
 /** Gives these answers in turn, whatever is asked, then `rest`'s. Refuses one that is no answer to its question. */
 export function scripted(answers: readonly number[], rest?: Chooser): Chooser {
   let next = 0;

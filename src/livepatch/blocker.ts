@@ -5,6 +5,7 @@ import type { Kernel, Task } from "../kernel/kernel.ts";
 import { type PatchState, TASK_STATE, THREAD_FLAG, VECTORS } from "../kernel/layout.ts";
 import type { Memory } from "../machine/memory.ts";
 import { DOUBTS, type UnwindContext, type Unwinder, type Walk } from "../unwind/walk.ts";
+import type { Weakening } from "./options.ts";
 import { type Found, findOnStack, type Range } from "./stackCheck.ts";
 
 export type Reason =
@@ -37,7 +38,8 @@ export interface TaskSwitchParts {
   readonly walkOfCurrent: (task: Task) => Walk | undefined;
   /** What the transition would have tasks leave. */
   readonly leaving: () => readonly Range[];
-  readonly pending: () => boolean;
+  /** Whether a precaution is left out. */
+  readonly weakened: (what: Weakening) => boolean;
   readonly unwinder: () => Unwinder;
 }
 
@@ -113,8 +115,11 @@ export class TaskSwitch {
   }
 
   private find(walk: Walk): Found | undefined {
-    const { memory, code, leaving, pending } = this.parts;
-    return findOnStack(walk, leaving(), { memory, code, pending: pending() });
+    const { memory, code, leaving, weakened } = this.parts;
+    const frames = weakened("interrupted-frame")
+      ? walk.frames.filter(({ kind }) => kind !== "interrupted")
+      : walk.frames;
+    return findOnStack(frames, leaving(), { memory, code, pending: !weakened("pending-ip") });
   }
 
   /** undefined if nothing is on its stack. Where nobody runs, those can be walked as well that CPUs would execute. */
@@ -133,7 +138,9 @@ export class TaskSwitch {
       task,
       reason,
       ...this.words(task, reason),
-      stack: frames.map(({ address }) => code.describe(address)),
+      stack: frames.map(({ kind, address }) =>
+        kind === "interrupted" ? code.describe(address) : code.describeReturn(address),
+      ),
     };
   }
 

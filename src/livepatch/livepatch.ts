@@ -20,7 +20,7 @@ import { type Blocker, TaskSwitch } from "./blocker.ts";
 import { Checks } from "./checks.ts";
 import { FunctionStacks } from "./functionStack.ts";
 import { KLP_FUNC } from "./layout.ts";
-import type { LivepatchOptions } from "./options.ts";
+import { type LivepatchOptions, LOG_LEVELS, type LogLevel, type Weakening } from "./options.ts";
 import {
   type FunctionSpec,
   Patch,
@@ -103,7 +103,7 @@ export class Livepatch {
     this.tasks = new TaskSwitch({
       ...{ kernel, memory, code, contextOf: parts.contextOf, walkOfCurrent: parts.walkOfCurrent },
       leaving: () => this.leaving(),
-      pending: () => this.options.pending ?? true,
+      weakened: (what) => this.isWeakened(what),
       unwinder: () => this.options.unwinder ?? orcUnwinder,
     });
   }
@@ -508,7 +508,9 @@ export class Livepatch {
         const { place } = func;
         if (place === undefined) return [];
         if (transition.target === "KLP_UNPATCHED")
-          return [{ name: func.name, low: place.new, size: place.newSize }];
+          return this.isWeakened("newest-entry")
+            ? []
+            : [{ name: func.name, low: place.new, size: place.newSize }];
         const below = this.stacks.below(func)?.place;
         return below === undefined
           ? [{ name: func.name, low: place.old, size: place.oldSize }]
@@ -724,7 +726,7 @@ export class Livepatch {
     return {
       what: "grace period",
       run: () =>
-        this.options.noGrace === true
+        this.isWeakened("grace-period")
           ? undefined
           : [until("every CPU has been preemptible", this.parts.grace())],
     };
@@ -878,9 +880,13 @@ export class Livepatch {
     ]);
   }
 
-  private log(level: "err" | "warn" | "notice" | "debug" | "trace", text: string): void {
-    const { debug = true, trace = false } = this.options;
-    if ((level === "trace" && !trace) || (level === "debug" && !debug)) return;
+  private isWeakened(what: Weakening): boolean {
+    return this.options.weakened?.includes(what) === true;
+  }
+
+  private log(level: LogLevel, text: string): void {
+    const { logLevel = "debug" } = this.options;
+    if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(logLevel)) return;
     this.parts.kernel.log.print(`livepatch: ${text}`);
   }
 

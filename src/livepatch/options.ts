@@ -19,23 +19,35 @@ export const ORDERS = [
 ] as const;
 export type Order = (typeof ORDERS)[number];
 
+/**
+ * What else holds a transition together, and can be left out.
+ *
+ * - grace-period: a handler that has begun ends with the states that it began with.
+ * - pending-ip: an address counts as on the stack that a preempted trampoline is going to return to. Upstream does without.
+ * - interrupted-frame: the stack check looks at where a task was interrupted, and not only at what it returns to.
+ * - newest-entry: of the replacements of a function it looks for the newest, which tasks are in, and not only for those below.
+ */
+export const PRECAUTIONS = ["grace-period", "pending-ip", "interrupted-frame", "newest-entry"] as const;
+
+/** One of all that. */
+export const WEAKENINGS = [...ORDERS, ...PRECAUTIONS] as const;
+export type Weakening = (typeof WEAKENINGS)[number];
+
+/** Of messages, the weightiest first: a level is logged with all before it. `trace` is why a task was not switched, at each look. */
+export const LOG_LEVELS = ["err", "warn", "notice", "debug", "trace"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
 export interface LivepatchOptions {
   /** Between two looks at tasks that could not be switched, in nanoseconds of guest time; default a second. */
   readonly retryEvery?: number;
   /** After so many of them tasks get a signal that is none; default 15. */
   readonly signalsTimeout?: number;
-  /** Whether an address that is pending in a trampoline counts as on the stack; upstream's rule is false. Default true. */
-  readonly pending?: boolean;
   /** What walks the stacks of tasks that do not run; default ORC. */
   readonly unwinder?: Unwinder;
   /** Only the latest patch may be disabled, as it was before atomic replace; default false. */
   readonly onlyOnTop?: boolean;
-  /** Orders of writes that are turned round, to see what comes of it. */
-  readonly weakened?: readonly Order[];
-  /** No grace periods, to see what comes of it. */
-  readonly noGrace?: boolean;
-  /** Messages of level debug are logged, but for those below; default true. */
-  readonly debug?: boolean;
-  /** Why a task was not switched is logged at each look at it, as klp_try_switch_task() does; default false. */
-  readonly trace?: boolean;
+  /** Orders that are turned round and precautions that are left out, to see what comes of it. */
+  readonly weakened?: readonly Weakening[];
+  /** How much is logged; default `debug`. */
+  readonly logLevel?: LogLevel;
 }

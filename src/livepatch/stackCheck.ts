@@ -8,7 +8,7 @@ import { type Addr, offset } from "../base/addr.ts";
 import type { CodeMap } from "../image/codeMap.ts";
 import type { Memory } from "../machine/memory.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
-import type { Frame, Walk } from "../unwind/walk.ts";
+import type { Frame } from "../unwind/walk.ts";
 
 /** What is looked for. */
 export interface Range {
@@ -43,7 +43,7 @@ export interface StackCheckParts {
 
 /** The first thing on the stack that one of `ranges` has. */
 export function findOnStack(
-  { frames }: Walk,
+  frames: readonly Frame[],
   ranges: readonly Range[],
   parts: StackCheckParts,
 ): Found | undefined {

@@ -9,6 +9,8 @@ interface Facts {
     readonly rounds: number;
     readonly patches: boolean;
     readonly budget: number;
+    readonly weakened: readonly string[];
+    readonly logLevel: string;
   };
   readonly seed: number;
   /** How it ended: idle, budget, stopped, oops, hang. */
@@ -20,6 +22,17 @@ interface Facts {
   readonly choices: number;
   readonly hash: string;
   readonly progress: readonly { readonly name: string; readonly count: number }[];
+  readonly transition: {
+    readonly patch: string;
+    readonly target: string;
+    readonly blockers: readonly {
+      readonly task: string;
+      readonly reason: string;
+      readonly why: string;
+      readonly advice: string;
+      readonly stack: readonly string[];
+    }[];
+  } | null;
   readonly log?: readonly string[];
   readonly tasks?: readonly string[];
 }
@@ -61,6 +74,7 @@ export function renderRun(report: RunReport): string {
     ...(runs > 1 ? [before] : []),
     `seed ${seed}, ${cpus}, ${copies} of each user task, ${rounds} rounds`,
     ...facts(report),
+    ...underWay(report),
     ...hint,
     ...extras(report),
     "",
@@ -75,6 +89,7 @@ export function renderReplay(file: string, report: ReplayReport): string {
   return [
     `${file}: seed ${report.seed}, ${report.settings.vcpus} vCPUs`,
     ...facts(report),
+    ...underWay(report),
     verdict,
     ...extras(report),
     "",
@@ -95,11 +110,36 @@ function facts({ end, finding, instructions, clock, choices, hash, progress }: F
   ];
 }
 
+function underWay({ transition }: Facts): string[] {
+  if (transition === null) return [];
+  const { patch, target, blockers } = transition;
+  const where = `At its end ${patch} was in transition to ${target}`;
+  if (blockers.length === 0) return ["", `${where}, and all tasks were there.`];
+  const [count, are] = blockers.length === 1 ? ["one task", "is"] : [`${blockers.length} tasks`, "are"];
+  const next = blockers.filter(({ reason }) => reason === "not-tried").map(({ task }) => task);
+  return [
+    "",
+    `${where}, and ${count} ${are} not there yet:`,
+    ...(next.length === 0 ? [] : [`  the next look switches ${next.join(", ")}`]),
+    ...blockers
+      .filter(({ reason }) => reason !== "not-tried")
+      .flatMap(({ task, why, advice, stack }) => [
+        `  ${task} ${why}; ${advice}`,
+        ...stack.map((frame) => `    ${frame}`),
+      ]),
+  ];
+}
+
 function extras({ log, tasks }: Facts): string[] {
   return [...(log === undefined ? [] : ["", ...log]), ...(tasks === undefined ? [] : ["", ...tasks])];
 }
 
-function flags({ vcpus, copies, rounds, budget, patches }: Facts["settings"]): string[] {
+function flags({ vcpus, copies, rounds, budget, patches, weakened, logLevel }: Facts["settings"]): string[] {
   const all = [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
-  return patches ? [...all, "--patches"] : all;
+  return [
+    ...all,
+    ...(patches ? ["--patches"] : []),
+    ...(logLevel === "debug" ? [] : [`--log-level ${logLevel}`]),
+    ...(weakened.length > 0 ? [`--weaken ${weakened.join(" ")}`] : []),
+  ];
 }

@@ -17,7 +17,7 @@ const COMMANDS: Record<string, string[]> = {
   "check-trampoline": ["file", "--regs", "--ipmodify", "--cases <n>"],
   run: [
     ...["--vcpus <n>", "--copies <n>", "--rounds <n>", "--budget <n>", "--seeds <n>", "--record <file>"],
-    ...["--every <n>", "--patches", "--log", "--tasks"],
+    ...["--every <n>", "--patches", "--weaken <what...>", "--log", "--log-level <level>", "--tasks"],
   ],
   replay: ["file", "--every <n>", "--log", "--tasks"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
@@ -44,7 +44,7 @@ describe.each(Object.entries(COMMANDS))("%s --help", (name, own) => {
     expect(stdout).toMatch(new RegExp(`^Usage: fentrylab ${name} `));
     for (const word of [...COMMON, ...own]) expect(stdout).toMatch(new RegExp(`^ +(-h, )?${word} +\\S`, "m"));
     // ... and takes no more than it says here.
-    const listed = [...stdout.matchAll(/^ {2}(?:-h, )?([-a-z]+(?: <\w+>)?) /gm)].map(([, word]) => word!);
+    const listed = [...stdout.matchAll(/^ {2}(?:-h, )?([-a-z]+(?: <[\w.]+>)?) /gm)].map(([, word]) => word!);
     expect(listed.toSorted()).toEqual([...COMMON, ...own].toSorted());
   });
 

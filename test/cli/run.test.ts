@@ -4,6 +4,8 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Runner } from "../../src/run.ts";
+import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 import { command } from "./command.ts";
 
 let folder: string;
@@ -44,7 +46,46 @@ describe("run", () => {
     expect((document.tasks as string[])[0]).toBe("sysrq: Show State");
   });
 
+  test("with patches, says what is in the way of the one that was under way", async () => {
+    const settings = { ...DEFAULT_SETTINGS, rounds: 1, budget: 60_000, patches: true };
+    const runner = await Runner.open(settings);
+    const isInTheWay = ({ reason }: { readonly reason: string }) => reason === "on-stack";
+    let seed = 0;
+    let facts = runner.run(runner.chance(seed));
+    while (facts.transition?.blockers.some(isInTheWay) !== true) {
+      expect(seed).toBeLessThan(200);
+      facts = runner.run(runner.chance(++seed));
+    }
+    runner.patients.lab.dispose();
+    const { patch, target, blockers } = facts.transition;
+    const { task, why, advice, stack } = blockers.find(isInTheWay)!;
+    const { status, stdout } = await command(
+      ...["run", "--patches", "--rounds", "1", "--budget", "60000", "--seed", String(seed)],
+    );
+    expect(status).toBe(0);
+    expect(stdout).toContain(`At its end ${patch} was in transition to ${target}, and `);
+    expect(stdout).toContain([`  ${task} ${why}; ${advice}`, ...stack, ""].join("\n    ").trimEnd());
+  });
+
+  test("what is weakened is found, and told how to be had again", async () => {
+    const weak = join(folder, "weak.json");
+    const args = ["run", "--patches", "--vcpus", "4", "--rounds", "1", "--budget", "100000"];
+    const weakened = [...args, "--weaken", "newest-entry", "interrupted-frame", "--seeds", "50"];
+    const { status, stdout } = await command(...weakened, "--log", "--log-level", "notice", "--record", weak);
+    expect([status, stdout]).toEqual([1, expect.stringMatching(/FOUND: .* is in /)]);
+    expect(stdout).toMatch(
+      /--patches --log-level notice --weaken newest-entry interrupted-frame --seed \d+ --record FILE/,
+    );
+    expect(stdout).toMatch(/livepatch: enabling patch/);
+    expect(stdout).not.toMatch(/initializing patching transition/);
+    const { status: same, stdout: again } = await command("replay", weak);
+    expect([same, again]).toEqual([0, expect.stringContaining("The same end, instruction for instruction.")]);
+  });
+
   test.each([
+    [["--weaken", "pending-ip"], "--weaken is about what --patches does"],
+    [["--patches", "--weaken", "everything"], "Allowed choices are target-before-pending"],
+    [["--log-level", "loud"], "Allowed choices are err"],
     [["--vcpus", "9"], "--vcpus takes 8 at most"],
     [["--copies", "40"], "--copies takes 39 at most"],
     [["--seeds", "0"], "--seeds wants a whole number from 1 up"],

@@ -4,15 +4,13 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import type { Addr } from "../../src/base/addr.ts";
 import type { Task } from "../../src/kernel/kernel.ts";
-import { THREAD_FLAG } from "../../src/kernel/layout.ts";
+import { THREAD_FLAG, VECTORS } from "../../src/kernel/layout.ts";
 import type { LivepatchOptions, Order } from "../../src/livepatch/options.ts";
 import { ORDERS } from "../../src/livepatch/options.ts";
 import type { Patch, PatchSpec } from "../../src/livepatch/patch.ts";
 import { Universe } from "../../src/livepatch/universe.ts";
 import type { Snapshot } from "../../src/machine/snapshot.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
-import { orcUnwinder } from "../../src/unwind/orcWalker.ts";
-import type { Unwinder } from "../../src/unwind/walk.ts";
 import { Userland } from "../kernel/userland.ts";
 
 /** Reads without end. */
@@ -70,8 +68,46 @@ beforeAll(async () => {
 const universe = () =>
   new Universe(userland.lab.kernel, userland.lab.livepatch, (at: Addr) => userland.lab.code.describe(at));
 
-/** Executes on one CPU: whether it got anywhere. */
-function execute(on: Vcpu, instructions: number): void {
+/** All that a sweep does with the machine, one after another: what is found can be had again from that alone. */
+type Deed =
+  | { readonly execute: number; readonly instructions: number }
+  | { readonly step: string }
+  | { readonly clock: number }
+  | { readonly ask: () => void }
+  /** The reader is preempted for the idle task; or gets its CPU again. */
+  | { readonly schedule: "away" | "back" }
+  | { readonly look: Universe };
+
+let trace: Deed[] = [];
+/** What the last look has found. */
+let wrong: string | undefined;
+
+function perform(deed: Deed): void {
+  trace.push(deed);
+  const { kernel, livepatch } = userland.lab;
+  if ("execute" in deed) executeOn(userland.lab.machine.vcpus[deed.execute]!, deed.instructions);
+  else if ("step" in deed) kernel.agenda.step(deed.step);
+  else if ("clock" in deed) kernel.clock = deed.clock;
+  else if ("ask" in deed) deed.ask();
+  else if ("look" in deed) wrong = deed.look.check();
+  else if (deed.schedule === "away") {
+    livepatch.tasks.setFlag(reader, THREAD_FLAG.TIF_NEED_RESCHED, true);
+    kernel.setNext(vcpu, kernel.cpus[0]!.idle);
+  } else {
+    kernel.setNext(vcpu, reader);
+    kernel.interrupt(0, VECTORS.TIMER_VECTOR);
+  }
+}
+
+/** The first thing that does not hold. */
+function check(look: Universe): string | undefined {
+  perform({ look });
+  return wrong;
+}
+
+const execute = (on: Vcpu, instructions: number) => perform({ execute: on.index, instructions });
+
+function executeOn(on: Vcpu, instructions: number): void {
   const { kernel } = userland.lab;
   if (kernel.cpus[on.index]!.struct.getNumber("halted") !== 0) return;
   const exit = kernel.run(on, { budget: instructions });
@@ -87,10 +123,10 @@ function step(): boolean {
   const [ready] = agenda.ready();
   if (ready === undefined) {
     const { due } = agenda;
-    if (due !== undefined && due > kernel.clock) kernel.clock = due;
+    if (due !== undefined && due > kernel.clock) perform({ clock: due });
     return false;
   }
-  agenda.step(ready);
+  perform({ step: ready });
   return true;
 }
 
@@ -122,8 +158,7 @@ function stepsWithout(most: number): number {
 function goOn(look: Universe): string | undefined {
   for (let n = 0; n < 2 * ROUND; n++) {
     execute(vcpu, 1);
-    const wrong = look.check();
-    if (wrong !== undefined) return wrong;
+    if (check(look) !== undefined) return wrong;
   }
   return undefined;
 }
@@ -161,37 +196,50 @@ function sweep(
   { from, ask, stops, steps, lead, preempted, inHandler }: Sweep,
 ): string | undefined {
   const { lab } = userland;
-  const { kernel, machine } = lab;
+  const { machine } = lab;
   for (const stop of stops) {
     for (const count of steps) {
       machine.restore(from());
       lab.livepatch.options = { retryEvery: 1000, ...options };
+      trace = [];
       const look = universe();
-      look.check();
+      check(look);
       if (lead !== undefined && preempted !== true) {
-        ask();
+        perform({ ask });
         stepsWithout(lead);
       }
       execute(vcpu, stop);
-      if (lead === undefined || preempted === true) ask();
+      if (lead === undefined || preempted === true) perform({ ask });
       if (preempted === true) {
         stepsWithout(lead ?? 0);
         if (inHandler === true && !reachHandler()) continue;
-        lab.livepatch.tasks.setFlag(reader, THREAD_FLAG.TIF_NEED_RESCHED, true);
-        kernel.setNext(vcpu, kernel.cpus[0]!.idle);
+        perform({ schedule: "away" });
         for (let n = 0; n < 200 && reader.onCpu; n++) execute(vcpu, 5);
       }
       const done = stepsWithout(count);
-      if (preempted === true) {
-        kernel.setNext(vcpu, reader);
-        kernel.interrupt(0, 0xec);
+      if (preempted === true) perform({ schedule: "back" });
+      const found = check(look) ?? goOn(look);
+      if (found !== undefined) {
+        expect([found, machine.hash()]).toEqual(again(from()));
+        return `stopped at ${stop}, ${done} steps: ${found}`;
       }
-      const wrong = look.check() ?? goOn(look);
-      if (wrong !== undefined) return `stopped at ${stop}, ${done} steps: ${wrong}`;
       if (done < count) break;
     }
   }
   return undefined;
+}
+
+/** What the trace comes to from its beginning: what is wrong, and the machine's hash. */
+function again(from: Snapshot): readonly [string | undefined, bigint] {
+  const deeds = [...trace];
+  userland.lab.machine.restore(from);
+  const look = universe();
+  wrong = undefined;
+  for (const deed of deeds) {
+    expect(wrong).toBeUndefined();
+    perform("look" in deed ? { look } : deed);
+  }
+  return [wrong, userland.lab.machine.hash()];
 }
 
 const enabling: Pick<Sweep, "from" | "ask"> = {
@@ -262,23 +310,22 @@ describe("where the reader is stopped in the middle of a transition that then go
   });
 
   test("a missing grace period is noticed", () => {
-    expect(sweep({ noGrace: true }, { ...enabling, ...everywhere })).toMatch(/without a patch state/);
+    expect(sweep({ weakened: ["grace-period"] }, { ...enabling, ...everywhere })).toMatch(
+      /without a patch state/,
+    );
   });
 
   test("so is a stack check that does not look at what is pending in a trampoline, as upstream's", () => {
     const inHandler = { ...preempted, inHandler: true };
     expect(sweep({}, { ...disabling, ...inHandler, stops: range(ROUND, 9) })).toBeUndefined();
-    expect(sweep({ pending: false }, { ...disabling, ...inHandler })).toMatch(/is gone|replacement/);
+    expect(sweep({ weakened: ["pending-ip"] }, { ...disabling, ...inHandler })).toMatch(
+      /is gone|replacement/,
+    );
   });
 
   test("and one that passes over what was interrupted", () => {
-    const unwinder: Unwinder = {
-      name: "forgetful",
-      walk: (context, start) => {
-        const { frames, doubt } = orcUnwinder.walk(context, start);
-        return { frames: frames.filter(({ kind }) => kind !== "interrupted"), doubt };
-      },
-    };
-    expect(sweep({ unwinder }, { ...disabling, ...preempted })).toMatch(/is gone|replacement/);
+    expect(sweep({ weakened: ["interrupted-frame"] }, { ...disabling, ...preempted })).toMatch(
+      /is gone|replacement/,
+    );
   });
 });
