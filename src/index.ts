@@ -16,10 +16,19 @@ export type { ConductOptions, Conductor, ConductorOptions, RunEnd } from "./kern
 export type { Invariants, Violation } from "./kernel/invariants.ts";
 export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts";
 export type { Task } from "./kernel/task.ts";
-export { type CallOptions, type CallResult, Lab, type LabOptions } from "./lab.ts";
+export { type CallOptions, type CallResult, Lab, type LabOptions, type Source } from "./lab.ts";
 export type { Blocker } from "./livepatch/blocker.ts";
 export type { Livepatch } from "./livepatch/livepatch.ts";
-export { type LivepatchOptions, ORDERS, type Order } from "./livepatch/options.ts";
+export {
+  type LivepatchOptions,
+  LOG_LEVELS,
+  type LogLevel,
+  ORDERS,
+  type Order,
+  PRECAUTIONS,
+  WEAKENINGS,
+  type Weakening,
+} from "./livepatch/options.ts";
 export type {
   Callbacks,
   FunctionSpec,

@@ -20,6 +20,7 @@ import { OopsWriter } from "./kernel/oops.ts";
 import { grace, holder, serialiseAll } from "./kernel/quiescence.ts";
 import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
 import { Livepatch } from "./livepatch/livepatch.ts";
+import type { Patch, PatchSpec } from "./livepatch/patch.ts";
 import { Redirect } from "./livepatch/redirect.ts";
 import { Sysfs } from "./livepatch/sysfs.ts";
 import { Agenda } from "./machine/agenda.ts";
@@ -56,6 +57,9 @@ export interface LabOptions {
   /** How many tasks there can be at a time; default 1024. */
   readonly maxTasks?: number;
 }
+
+/** The path of a .o or .S file; or assembly itself, with a name for messages. */
+export type Source = string | { readonly name: string; readonly assembly: string };
 
 export interface CallOptions {
   /** Default: the laboratory's first task. */
@@ -134,7 +138,7 @@ export class Lab {
       grace: () => grace(this.kernel),
       print: (line) => this.kernel.log.print(line),
     });
-    this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image });
+    this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image, agenda });
     this.kernel = new Kernel(this.machine, heap, image, {
       ...options,
       agenda,
@@ -149,6 +153,7 @@ export class Lab {
       isModule: (name) => this.modules.has(name),
       use: (module, by) => this.modules.use(module, by),
       handler: image.symbol("klp_ftrace_handler").address,
+      serialise: () => serialiseAll(this.kernel, agenda),
     });
     this.sysfs = new Sysfs({ livepatch: this.livepatch, ftrace: this.ftrace, kernel: this.kernel });
     this.kernel.livepatch = {
@@ -165,17 +170,30 @@ export class Lab {
   }
 
   /** Links objects against one another and what is loaded, and loads them into module space as module `name`. */
-  async loadModule(name: string, paths: readonly string[]): Promise<Image> {
-    await this.offerModule(name, paths);
+  async loadModule(name: string, sources: readonly Source[]): Promise<Image> {
+    await this.offerModule(name, sources);
     return this.modules.insert(name);
   }
 
   /** The same without loading it: guest code can, by its name (kernel/module.c). */
-  async offerModule(name: string, paths: readonly string[]): Promise<Image> {
-    return this.modules.offer(
-      name,
-      await Promise.all(paths.map((path) => readObject(path, readInput(path)))),
-    );
+  async offerModule(name: string, sources: readonly Source[]): Promise<Image> {
+    return this.modules.offer(name, await Promise.all(sources.map(readSource)));
+  }
+
+  /**
+   * Makes a module of the patch's name from `sources`, in which replacements can be named, loads it, and enables the patch. If
+   * that is refused, both are as if they had never been. The module stays when the patch goes, until it is removed.
+   */
+  async patch(spec: PatchSpec, sources: readonly Source[]): Promise<Patch> {
+    const { modules, livepatch } = this;
+    await this.loadModule(spec.name, sources);
+    try {
+      return livepatch.enable(spec);
+    } catch (error) {
+      modules.remove(spec.name);
+      modules.withdraw(spec.name);
+      throw error;
+    }
   }
 
   /**
@@ -307,6 +325,11 @@ export class Lab {
     const address = BigInt.asIntN(64, vcpu.system.getWord("cr2"));
     return address >= low - PAGE_SIZE && address < low;
   }
+}
+
+async function readSource(source: Source): Promise<ObjectFile> {
+  if (typeof source === "string") return readObject(source, readInput(source));
+  return readObject(`${source.name}.S`, new TextEncoder().encode(source.assembly));
 }
 
 /** An object from an ELF file, or assembled from a `.S` or `.s` source. */

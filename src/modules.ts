@@ -7,12 +7,14 @@ import { type Addr, addr, offset } from "./base/addr.ts";
 import { refuse } from "./base/refuse.ts";
 import type { Ftrace } from "./ftrace/ftrace.ts";
 import type { CodeMap } from "./image/codeMap.ts";
-import type { Image } from "./image/image.ts";
+import { type Image, VMLINUX } from "./image/image.ts";
 import { MODULE_TEXT } from "./image/layout.ts";
 import { link } from "./image/link.ts";
+import { fieldBytes, locate, theOne } from "./image/livepatchSymbol.ts";
 import { load, unload } from "./image/load.ts";
 import type { LivepatchHooks, ModuleLoader } from "./kernel/kernel.ts";
 import { MODULE, MODULE_STATE, nameOfError } from "./kernel/layout.ts";
+import { type Agenda, act, type Step, until } from "./machine/agenda.ts";
 import type { Heap } from "./machine/heap.ts";
 import type { Memory } from "./machine/memory.ts";
 import { StructView } from "./machine/struct.ts";
@@ -37,6 +39,7 @@ export interface ModulesParts {
   readonly ftrace: Ftrace;
   /** The kernel's image. */
   readonly kernel: Image;
+  readonly agenda: Agenda;
 }
 
 export class Modules implements ModuleLoader {
@@ -59,6 +62,7 @@ export class Modules implements ModuleLoader {
         .map((image) => image.exported(symbol))
         .find((at) => at !== undefined);
     const image = link(objects, { text: this.nextText, name, externals });
+    this.referToKernel(image);
     const struct = new StructView(this.parts.memory, MODULE, heap.allocate(MODULE.size));
     struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
     struct.setText("name", name);
@@ -72,24 +76,42 @@ export class Modules implements ModuleLoader {
     return image;
   }
 
-  /** Loads one that is offered, between two instructions of everybody: what its beginning would do is left to the caller. */
+  /** Takes an offer back. Refuses one that is loaded. */
+  withdraw(name: string): void {
+    const { struct } = this.offers.get(name) ?? refuse("no-module", { name });
+    if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED)
+      refuse("module-not-unloaded", { name });
+    this.offers.delete(name);
+  }
+
+  /**
+   * Loads one that is offered: what its beginning would do is left to the caller. While everybody runs, live patching has its
+   * turns first; until then, and for good if that refuses it, it is not among those that are `loaded`.
+   */
   insert(name: string): Image {
     const { image, struct } = this.offers.get(name) ?? refuse("no-module", { name });
-    const { memory, kernel } = this.parts;
+    const { memory, kernel, agenda } = this.parts;
     if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED) refuse("module-loaded", { name });
     this.mapImage(image);
     struct.set("state", MODULE_STATE.MODULE_STATE_COMING);
     this.livepatch?.notify(struct.at);
-    const refused = this.livepatch?.notified(struct.at) ?? 0;
-    if (refused !== 0) {
-      struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
-      this.unmap(struct.at);
-      refuse("module-refused", { name, error: nameOfError(-refused) });
-    }
-    struct.set("state", MODULE_STATE.MODULE_STATE_LIVE);
-    const first = kernel.symbol("modules").address;
-    struct.set("next", memory.readWord(first));
-    memory.writeWord(first, BigInt(struct.at));
+    let refused = 0;
+    const settle = () => {
+      refused = this.livepatch?.notified(struct.at) ?? 0;
+      struct.set(
+        "state",
+        refused === 0 ? MODULE_STATE.MODULE_STATE_LIVE : MODULE_STATE.MODULE_STATE_UNFORMED,
+      );
+      if (refused !== 0) {
+        this.unmap(struct.at);
+        return;
+      }
+      const first = kernel.symbol("modules").address;
+      struct.set("next", memory.readWord(first));
+      memory.writeWord(first, BigInt(struct.at));
+    };
+    agenda.add(`insert ${name}`, [this.untilKnown(name, struct), act(`${name} is loaded`, settle)]);
+    if (refused !== 0) refuse("module-refused", { name, error: nameOfError(-refused) });
     return image;
   }
 
@@ -97,17 +119,30 @@ export class Modules implements ModuleLoader {
   remove(name: string): void {
     const offer = this.offers.get(name) ?? refuse("no-module", { name });
     const { struct } = offer;
-    const { memory, kernel } = this.parts;
+    const { memory, kernel, agenda } = this.parts;
     if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_LIVE) refuse("module-not-loaded", { name });
     if (struct.getNumber("refcnt") !== 0) refuse("module-in-use", { name });
     struct.set("state", MODULE_STATE.MODULE_STATE_GOING);
     this.livepatch?.notify(struct.at);
-    let before = kernel.symbol("modules").address;
-    while (memory.readNumber(before) !== struct.at)
-      before = offset(memory.readNumber(before) as Addr, MODULE.fields.next.offset);
-    memory.writeWord(before, struct.get("next"));
-    struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
-    this.unmap(struct.at);
+    const settle = () => {
+      let before = kernel.symbol("modules").address;
+      while (memory.readNumber(before) !== struct.at)
+        before = offset(memory.readNumber(before) as Addr, MODULE.fields.next.offset);
+      memory.writeWord(before, struct.get("next"));
+      struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
+      this.unmap(struct.at);
+    };
+    agenda.add(`remove ${name}`, [this.untilKnown(name, struct), act(`${name} is gone`, settle)]);
+  }
+
+  /** Waits for what comes of telling live patching; and until no guest code has the lock of the list. */
+  private untilKnown(name: string, { at }: Offer["struct"]): Step {
+    const { memory, kernel } = this.parts;
+    const owner = offset(kernel.symbol("module_mutex").address, 8); // the second word of a struct mutex
+    return until(
+      `live patching has done what it has to for ${name}`,
+      () => this.livepatch?.notified(at) !== 1 && memory.readNumber(owner) === 0,
+    );
   }
 
   /** Whether a module of that name is offered, loaded or not. */
@@ -166,6 +201,18 @@ export class Modules implements ModuleLoader {
       at = struct.getNumber("next");
     }
     return found;
+  }
+
+  /** What live patching relocates against the kernel, which is there before any module. */
+  private referToKernel(image: Image): void {
+    const { kernel } = this.parts;
+    for (const relocation of image.livepatch) {
+      if (relocation.object !== VMLINUX) continue;
+      const { symbol, at } = relocation;
+      const { address } = theOne(image.name, symbol, locate(kernel, symbol));
+      const bytes = fieldBytes(relocation, address);
+      image.bytes(at, bytes.length).set(bytes);
+    }
   }
 
   private mapImage(image: Image): void {

@@ -84,6 +84,14 @@ export const REFUSALS = {
     "{patch}: symbol position {sympos} for symbol '{func}' in object '{object}' not found, of {count} (EINVAL); count from 1, by address",
   "klp-ambiguous":
     "{patch}: unresolvable ambiguity for symbol '{func}' in object '{object}', of which {count} have that name (EINVAL); say which by sympos",
+  "klp-symbol-name":
+    "{place} refers to '{symbol}', which is no name of a livepatch symbol (EINVAL); call it .klp.sym.OBJECT.NAME,POSITION",
+  "klp-symbol-object":
+    "{place}: invalid access to vmlinux symbol '{symbol}' from livepatch relocations of module '{object}' (EINVAL); put it into .klp.rela.vmlinux, or use an ordinary relocation",
+  "klp-unresolved":
+    "{patch}: {place} refers to '{symbol}' of object '{object}', which the patch does not have, and nothing would ever resolve it (EINVAL); give the patch that object",
+  "klp-replacement-name":
+    "{patch}: the replacement '{replacement}' of '{func}' is no function of module '{patch}' (ENOENT); load that module first, or give an address",
   "klp-replacement":
     "{patch}: the replacement of '{func}' in object '{object}' is no function that anything loaded has (ENOENT); load its module first",
   "klp-no-site":
@@ -106,6 +114,7 @@ export const REFUSALS = {
   "sysfs-value": "{path} does not take '{text}' (EINVAL); write 0 or 1",
   "module-refused":
     "module '{name}' was refused, as a live patch cannot be applied to it ({error}); see the log",
+  "module-not-unloaded": "module '{name}' is loaded (EBUSY); remove it first",
   "module-not-loaded": "module '{name}' is not loaded; insert it first",
   "module-in-use": "module '{name}' is in use (EAGAIN); what needs it has to go first",
   "site-without-function":
@@ -136,7 +145,7 @@ export const REFUSALS = {
   "duplicate-symbol":
     "'{symbol}' is defined in {first} and again in {second}; make one of them static or weak, or leave it out",
   "undefined-symbol":
-    "{place} refers to '{symbol}', which nothing loaded defines; load what does first (--with FILE), link it in, or give its address through externals",
+    "{place} refers to '{symbol}', which nothing loaded defines (ENOENT); load what does first (--with FILE), link it in, or give its address through externals",
   "relocation-overflow":
     "{place}: '{symbol}' at {target} does not fit {type} at {at}; place both within 2 GiB or compile with -mcmodel=kernel",
   "call-site":

@@ -18,6 +18,9 @@ const SHF_WRITE = 1;
 const SHF_ALLOC = 2;
 const SHF_EXECINSTR = 4;
 const SHF_TLS = 0x400;
+/** Relocations that live patching applies (Linux Documentation/livepatch/module-elf-format.rst), and symbols that it resolves. */
+const SHF_RELA_LIVEPATCH = 0x10_0000;
+const SHN_LIVEPATCH = 0xff20;
 
 const SHN_UNDEF = 0;
 const SHN_LORESERVE = 0xff00;
@@ -68,6 +71,7 @@ function isContent(file: ElfReader, header: SectionHeader): boolean {
   if (header.type === SHT.REL) refuse("elf-rel", { file: file.name, section: header.name });
   if (header.type === SHT.SYMTAB_SHNDX) file.malformed("it has more sections than this linker reads");
   if (CONTENT.includes(header.type)) return true;
+  if (header.type === SHT.RELA && header.flags & SHF_RELA_LIVEPATCH) return false;
   if (header.flags & SHF_ALLOC && header.type !== SHT.NULL) {
     file.malformed(`section ${header.name} is loaded but of type ${header.type}, which is unknown`);
   }
@@ -134,7 +138,8 @@ function readSymbol(
     KINDS[type] ?? file.malformed(`symbol '${name}' is of type ${type}, which no kernel image has`);
   const binding =
     BINDINGS[row.u8(4) >> 4] ?? file.malformed(`symbol '${name}' has binding ${row.u8(4) >> 4}`);
-  if (home === SHN_UNDEF) return { name, kind, binding, section: null, value: 0, size: 0 };
+  if (home === SHN_UNDEF || home === SHN_LIVEPATCH)
+    return { name, kind, binding, section: null, value: 0, size: 0 };
   if (home === SHN_ABS) {
     if (binding === "local") return undefined;
     file.malformed(`symbol '${name}' is a global constant, not a place; keep it local`);
@@ -168,12 +173,22 @@ function readRelocations(
     }
     const target = indexOf.get(table.info);
     if (target === undefined || !sections[target]!.alloc) continue;
+    const livepatch = table.flags & SHF_RELA_LIVEPATCH ? patchedObject(file, table.name) : undefined;
     for (const row of file.rows(table, 24)) {
       const relocation = readRelocation(file, row, sections[target]!, symbolAt);
-      if (relocation !== undefined) relocations[target]!.push(relocation);
+      if (relocation !== undefined)
+        relocations[target]!.push(livepatch === undefined ? relocation : { ...relocation, livepatch });
     }
   }
   return relocations;
+}
+
+/** The object in the name of a section with its relocations: `.klp.rela.object.section`. */
+function patchedObject(file: ElfReader, name: string): string {
+  return (
+    /^\.klp\.rela\.([^.]+)\./.exec(name)?.[1] ??
+    file.malformed(`section ${name} is for live patching, and is not called .klp.rela.OBJECT.SECTION`)
+  );
 }
 
 function readRelocation(

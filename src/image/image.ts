@@ -6,6 +6,7 @@
 import type { Addr } from "../base/addr.ts";
 import { addr, isCanonical, PAGE_SIZE } from "../base/addr.ts";
 import { refuse } from "../base/refuse.ts";
+import type { LivepatchRelocation } from "./livepatchSymbol.ts";
 import type { ImageSymbol, SymbolAt } from "./symbolTable.ts";
 import { SymbolTable } from "./symbolTable.ts";
 
@@ -35,6 +36,7 @@ export interface ImageParts {
   readonly segments: readonly Segment[];
   readonly sections: readonly ImageSection[];
   readonly symbols: readonly ImageSymbol[];
+  readonly livepatch?: readonly LivepatchRelocation[];
 }
 
 /** The kernel's own image, as its messages call it. */
@@ -47,12 +49,15 @@ export class Image {
   readonly sections: readonly ImageSection[];
   /** Call sites of `__fentry__` that the compiler recorded, sorted. */
   readonly mcountLocations: readonly Addr[];
+  /** What is relocated when the objects that it is about are there. */
+  readonly livepatch: readonly LivepatchRelocation[];
   readonly #symbols: SymbolTable;
 
   constructor(parts: ImageParts) {
     this.name = parts.name;
     this.segments = parts.segments;
     this.sections = parts.sections;
+    this.livepatch = parts.livepatch ?? [];
     this.#symbols = new SymbolTable(parts.symbols, parts.sections);
     this.mcountLocations = this.#readMcountLocations();
   }

@@ -3,7 +3,7 @@
 // Symbols resolve as in ELF: a global definition beats weak ones, the first weak one beats later
 // ones, what no object defines is asked of `externals`, and a weak reference that nothing
 // answers is 0. Local symbols stay per object. Refuses two global definitions of a name, undefined
-// symbols, and relocations whose field cannot hold the value.
+// symbols, and relocations whose field cannot hold the value. What live patching relocates later is left zero.
 
 import type { Addr } from "../base/addr.ts";
 import { addr } from "../base/addr.ts";
@@ -11,6 +11,7 @@ import { refuse } from "../base/refuse.ts";
 import type { ObjectFile, ObjectSymbol } from "../x86/object.ts";
 import type { Segment } from "./image.ts";
 import { Image, VMLINUX } from "./image.ts";
+import { type LivepatchRelocation, livepatchRelocation } from "./livepatchSymbol.ts";
 import type { OutputSection } from "./placement.ts";
 import { KINDS, place } from "./placement.ts";
 import { relocate } from "./relocate.ts";
@@ -33,6 +34,7 @@ export function link(objects: readonly ObjectFile[], layout: Layout): Image {
   const outputs = place(objects, layout.text);
   const segments = buildSegments(objects, outputs);
   const symbols = new Resolver(objects, outputs, layout);
+  const livepatch: LivepatchRelocation[] = [];
   for (const output of outputs) {
     const segment = segments.find(({ name }) => name === output.kind)!;
     for (const { object, section, address } of output.parts) {
@@ -42,9 +44,15 @@ export function link(objects: readonly ObjectFile[], layout: Layout): Image {
       const bytes = segment.bytes.subarray(start, start + size);
       for (const relocation of relocations) {
         const place = `${file.name} ${name}+0x${relocation.offset.toString(16)}`;
-        const target = symbols.resolve(object, relocation.symbol, place);
         const symbol = file.symbols[relocation.symbol]!.name;
-        relocate(relocation, { bytes, at: addr(address + relocation.offset), target, symbol, place });
+        const at = addr(address + relocation.offset);
+        const later = livepatchRelocation(relocation, symbol, at, place);
+        if (later !== undefined) {
+          livepatch.push(later);
+          continue;
+        }
+        const target = symbols.resolve(object, relocation.symbol, place);
+        relocate(relocation, { bytes, at, target, symbol, place });
       }
     }
   }
@@ -53,6 +61,7 @@ export function link(objects: readonly ObjectFile[], layout: Layout): Image {
     segments,
     sections: outputs.map(({ name, address, size }) => ({ name, address, size })),
     symbols: symbols.defined(),
+    livepatch,
   });
 }
 

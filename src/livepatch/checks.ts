@@ -4,9 +4,17 @@ import { refuse } from "../base/refuse.ts";
 import type { Ftrace, FtraceRecord } from "../ftrace/ftrace.ts";
 import { SITE_SIZE } from "../ftrace/site.ts";
 import type { CodeMap } from "../image/codeMap.ts";
-import type { Image } from "../image/image.ts";
+import { type Image, VMLINUX } from "../image/image.ts";
+import {
+  fieldBytes,
+  type LivepatchRelocation,
+  type LivepatchSymbol,
+  type Located,
+  locate,
+  theOne,
+} from "../image/livepatchSymbol.ts";
 import type { ImageSymbol } from "../image/symbolTable.ts";
-import type { Patch, PatchFunction, PatchObject } from "./patch.ts";
+import type { Field, Patch, PatchObject } from "./patch.ts";
 import { refusalOf } from "./refusal.ts";
 
 export interface ChecksParts {
@@ -23,11 +31,20 @@ export class Checks {
     this.parts = parts;
   }
 
-  /** Finds the functions of a loaded object. Refuses with the kernel's error, and a sentence. */
+  /** Refuses references to objects that the patch says nothing about. */
+  refuseUnresolved(patch: Patch): void {
+    for (const { object, symbol, place } of this.relocationsOf(patch)) {
+      if (object === VMLINUX || patch.objects.some(({ name }) => name === object)) continue;
+      refuse("klp-unresolved", { patch: patch.name, object, symbol: symbol.name, place });
+    }
+  }
+
+  /** Finds the functions of a loaded object, and what refers to it. Refuses with the kernel's error, and a sentence. */
   resolve(patch: Patch, object: PatchObject, image: Image): void {
     for (const func of object.functions) {
       const names = { patch: patch.name, func: func.name, object: object.name };
-      const old = this.findFunction(image, func, names);
+      const symbol = { object: object.name, name: func.name, sympos: func.sympos };
+      const old = this.find(patch, symbol, image, ({ kind }) => kind === "func");
       if (old.size < SITE_SIZE) refuse("klp-too-short", { ...names, size: old.size, least: SITE_SIZE });
       const replacement = func.replacement ?? old.address;
       const found = this.parts.code.symbolAt(replacement);
@@ -43,31 +60,48 @@ export class Checks {
       if (refusalOf(() => this.siteOf(old)) !== undefined) refuse("klp-no-site", { ...names });
       func.place = { old: old.address, oldSize: old.size, new: replacement, newSize: found.symbol.size };
     }
-    object.change({ image });
+    object.change({ image, fields: this.fieldsOf(patch, object) });
+  }
+
+  /** The fields of the patch's code that wait for the object. Those that wait for the kernel are written when a module is linked. */
+  private fieldsOf(patch: Patch, { name }: PatchObject): readonly Field[] {
+    if (name === VMLINUX) return [];
+    return this.relocationsOf(patch)
+      .filter(({ object }) => object === name)
+      .map((relocation) => {
+        const { symbol, at } = relocation;
+        const image = this.parts.code.images.find((one) => one.name === symbol.object);
+        const { address } = this.find(patch, symbol, image);
+        return { at, bytes: fieldBytes(relocation, address) };
+      });
+  }
+
+  /** Of the module of its name, and of wherever its replacements are. */
+  private relocationsOf(patch: Patch): readonly LivepatchRelocation[] {
+    const isIn = (image: Image) =>
+      patch.functions.some(
+        ({ replacement }) => replacement !== undefined && image.segmentAt(replacement) !== undefined,
+      );
+    return this.parts.code.images
+      .filter((image) => image.name === patch.name || isIn(image))
+      .flatMap(({ livepatch }) => livepatch);
   }
 
   /** Logs what upstream logs, and refuses, where there is not just one. */
-  private findFunction(
-    image: Image,
-    { sympos }: PatchFunction,
-    names: { readonly patch: string; readonly func: string; readonly object: string },
+  private find(
+    patch: Patch,
+    symbol: LivepatchSymbol,
+    image: Image | undefined,
+    fits?: (symbol: ImageSymbol) => boolean,
   ): ImageSymbol {
-    const { func, object } = names;
-    const found = image.symbols
-      .filter(({ name, kind }) => name === func && kind === "func")
-      .sort((a, b) => a.address - b.address);
-    if (sympos === 0 && found.length > 1) {
-      this.parts.log("err", `unresolvable ambiguity for symbol '${func}' in object '${object}'`);
-      refuse("klp-ambiguous", { ...names, count: found.length });
-    }
-    const symbol = found[Math.max(0, sympos - 1)];
-    if (symbol !== undefined) return symbol;
-    if (found.length === 0) {
-      this.parts.log("err", `symbol '${func}' not found in symbol table`);
-      refuse("klp-no-symbol", names);
-    }
-    this.parts.log("err", `symbol position ${sympos} for symbol '${func}' in object '${object}' not found`);
-    return refuse("klp-no-position", { ...names, sympos, count: found.length });
+    const { object, name, sympos } = symbol;
+    const found: Located = image === undefined ? { kind: "none" } : locate(image, symbol, fits);
+    if (found.kind === "none") this.parts.log("err", `symbol '${name}' not found in symbol table`);
+    if (found.kind === "ambiguous")
+      this.parts.log("err", `unresolvable ambiguity for symbol '${name}' in object '${object}'`);
+    if (found.kind === "no-position")
+      this.parts.log("err", `symbol position ${sympos} for symbol '${name}' in object '${object}' not found`);
+    return theOne(patch.name, symbol, found);
   }
 
   siteOf({ address, name }: Pick<ImageSymbol, "address" | "name">): FtraceRecord {

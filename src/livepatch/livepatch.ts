@@ -7,7 +7,7 @@ import type { Addr } from "../base/addr.ts";
 import { type Refusal, refuse } from "../base/refuse.ts";
 import type { Ftrace } from "../ftrace/ftrace.ts";
 import type { CodeMap } from "../image/codeMap.ts";
-import type { Image } from "../image/image.ts";
+import { type Image, VMLINUX } from "../image/image.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
 import { nameOfError, type PatchState, THREAD_FLAG, VECTORS } from "../kernel/layout.ts";
 import { act, each, type Step, until } from "../machine/agenda.ts";
@@ -22,13 +22,13 @@ import { FunctionStacks } from "./functionStack.ts";
 import { KLP_FUNC } from "./layout.ts";
 import { type LivepatchOptions, LOG_LEVELS, type LogLevel, type Weakening } from "./options.ts";
 import {
+  type Field,
   type FunctionSpec,
   Patch,
   PatchFunction,
   PatchObject,
   type PatchSpec,
   type SystemState,
-  VMLINUX,
 } from "./patch.ts";
 import { errnoOf, refusalOf } from "./refusal.ts";
 
@@ -55,6 +55,8 @@ export interface LivepatchParts {
   readonly use: (module: string, by: 1 | -1) => boolean;
   /** The handler in guest code. */
   readonly handler: Addr;
+  /** Makes every CPU serialise, and waits until all have. */
+  readonly serialise: () => readonly Step[];
 }
 
 interface State {
@@ -67,6 +69,8 @@ interface State {
   /** What has come of modules that came or went, by their struct module: an error number, 0, or 1 until it is known. */
   readonly notified: ReadonlyMap<Addr, number>;
 }
+
+type NewFunction = Pick<FunctionSpec, "name" | "sympos"> & { readonly replacement?: Addr };
 
 const STRAND = "livepatch";
 const RETRY = "livepatch retry";
@@ -202,11 +206,12 @@ export class Livepatch {
     const patch = new Patch(keeper, spec);
     this.checks.refuseIncompatible(patch, this.patches);
     const objects = spec.objects.map(({ name = VMLINUX, functions, callbacks = {} }) => {
-      const funcs = functions.map((func) => this.makeFunction(func));
+      const funcs = functions.map((func) => this.makeFunction(this.located(patch, func)));
       return new PatchObject(keeper, patch, name, funcs, callbacks);
     });
     patch.change({ objects });
     const refusal = refusalOf(() => {
+      this.checks.refuseUnresolved(patch);
       for (const object of objects) this.check(patch, object);
     });
     if (refusal !== undefined) {
@@ -224,7 +229,19 @@ export class Livepatch {
       refuse("klp-no-object", { patch: patch.name, object: object.name });
   }
 
-  private makeFunction({ name, sympos = 0, replacement }: Partial<FunctionSpec> & { readonly name: string }) {
+  /** A replacement that has a name is a function of the patch's own module. */
+  private located({ name: patch }: Patch, spec: FunctionSpec): FunctionSpec & { readonly replacement: Addr } {
+    const { name: func, replacement } = spec;
+    if (typeof replacement === "number") return { ...spec, replacement };
+    const module = this.parts.code.images.find((image) => image.name === patch);
+    const found = module?.named(replacement).filter(({ kind }) => kind === "func") ?? [];
+    const [only, another] = found;
+    if (only === undefined || another !== undefined)
+      refuse("klp-replacement-name", { patch, func, replacement });
+    return { ...spec, replacement: only.address };
+  }
+
+  private makeFunction({ name, sympos = 0, replacement }: NewFunction) {
     const { pool, kernel } = this.parts;
     const { memory, keeper } = kernel.machine;
     const struct = new StructView(memory, KLP_FUNC, pool.take(KLP_FUNC.size));
@@ -399,7 +416,7 @@ export class Livepatch {
         run: () => {
           const image = this.imageOf(object.name);
           if (image === undefined) {
-            forget(object);
+            this.forget(object);
             return undefined;
           }
           const unfit = object.isLoaded
@@ -457,6 +474,13 @@ export class Livepatch {
         },
       }),
     );
+    const refer: Step = {
+      what: `relocate what refers to ${object.name}`,
+      run: () => {
+        this.write(object.fields);
+        return this.parts.serialise();
+      },
+    };
     const end: Step = {
       what: `${object.name} is patched`,
       run: () => {
@@ -470,7 +494,20 @@ export class Livepatch {
         return [...this.unpatchObject(object), { what: "failed", run: () => failed(refusal) }];
       },
     };
-    return [...pushes, end];
+    return [...(object.fields.length > 0 ? [refer] : []), ...pushes, end];
+  }
+
+  /** What it is about is not loaded any more; what refers to that leads nowhere, as before it came. */
+  private forget(object: PatchObject): void {
+    this.write(object.fields.map(({ at, bytes }) => ({ at, bytes: new Uint8Array(bytes.length) })));
+    object.change({ image: undefined, fields: [] });
+    for (const func of object.functions) func.place = undefined;
+  }
+
+  private write(fields: readonly Field[]): void {
+    const { memory } = this.parts.kernel.machine;
+    // The patch's own module, or whatever else has its code, may have been taken away from under it.
+    for (const { at, bytes } of fields) if (memory.isMapped(at, bytes.length)) memory.write(at, bytes);
   }
 
   private unpatchObject(
@@ -778,7 +815,7 @@ export class Livepatch {
         "warn",
         `patch '${patch}' failed for module '${image.name}', refusing to load module '${image.name}'`,
       );
-      forget(object);
+      this.forget(object);
       return [...this.going(at, image, patch), act("it is refused", () => this.setNotified(at, -error))];
     };
     const from = (patches: readonly Patch[], n: number): readonly Step[] => {
@@ -833,7 +870,7 @@ export class Livepatch {
         { what: `unpatch ${image.name}`, run: () => this.unpatchObject(object) },
         act(`${patch} has left ${image.name}`, () => {
           this.postUnpatch(object);
-          forget(object);
+          this.forget(object);
         }),
       ];
     });
@@ -893,12 +930,6 @@ export class Livepatch {
   private set(to: Partial<State>): void {
     this.kept.value = { ...this.kept.value, ...to };
   }
-}
-
-/** What it is about is not loaded any more. */
-function forget(object: PatchObject): void {
-  object.change({ image: undefined });
-  for (const func of object.functions) func.place = undefined;
 }
 
 /** Something with a name for the step that it is about. */

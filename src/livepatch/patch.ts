@@ -7,16 +7,13 @@ import { type Keeper, Kept } from "../machine/kept.ts";
 import type { StructView } from "../machine/struct.ts";
 import type { KLP_FUNC } from "./layout.ts";
 
-/** The kernel itself, as an object of patches. */
-export const VMLINUX = "vmlinux";
-
 export interface FunctionSpec {
   /** Of the function that is replaced. */
   readonly name: string;
   /** Which of several functions of that name in the object, by address from 1 up; 0, the default: there is only one. */
   readonly sympos?: number;
-  /** Where its replacement is. */
-  readonly replacement: Addr;
+  /** Where its replacement is; or what it is called in the module that has the patch's name. */
+  readonly replacement: Addr | string;
 }
 
 /** What is called before and behind the change of an object. Any but 0 from `prePatch` is an error number, and refuses the patch. */
@@ -113,10 +110,18 @@ export class PatchFunction {
   }
 }
 
+/** Bytes of the patch's code that depend on where an object is. */
+export interface Field {
+  readonly at: Addr;
+  readonly bytes: Uint8Array;
+}
+
 interface ObjectState {
   readonly functions: readonly PatchFunction[];
   /** What is loaded of it. */
   readonly image: Image | undefined;
+  /** What the patch's code refers to in it, once it is loaded. */
+  readonly fields: readonly Field[];
   readonly patched: boolean;
   /** One of its functions could not be patched, and why, if ftrace has said so. */
   readonly failure: { readonly refusal: Refusal | undefined } | undefined;
@@ -146,6 +151,7 @@ export class PatchObject {
     this.state = new Kept<ObjectState>(keeper, {
       functions,
       image: undefined,
+      fields: [],
       patched: false,
       prepared: false,
       failure: undefined,
@@ -154,6 +160,10 @@ export class PatchObject {
 
   get functions(): readonly PatchFunction[] {
     return this.state.value.functions;
+  }
+
+  get fields(): readonly Field[] {
+    return this.state.value.fields;
   }
 
   get isPatched(): boolean {

@@ -22,6 +22,8 @@ export interface Relocation {
   /** Index into `ObjectFile.symbols`. */
   readonly symbol: number;
   readonly addend: number;
+  /** The object of a live patch by whose `.klp.rela` section it is asked for. */
+  readonly livepatch?: string;
 }
 
 export interface Section {

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { packagePath } from "../../src/base/file.ts";
 import { Lab } from "../../src/lab.ts";
-import { ORDERS } from "../../src/livepatch/options.ts";
+import { ORDERS, PRECAUTIONS } from "../../src/livepatch/options.ts";
 
 const TEXT = readFileSync(packagePath("docs/LIVEPATCH.md"), "utf8");
 const TRANSCRIPTS = packagePath("test/transcripts");
@@ -17,9 +17,9 @@ const rows = (heading: string) =>
     .slice(2)
     .map((row) => row.split("|").map((cell) => cell.trim()));
 
-test("the example prints what it says", async () => {
-  const [, code = ""] = /```js\n([\s\S]*?)```/.exec(TEXT) ?? [];
-  const [, output = ""] = /```text\n([\s\S]*?)```/.exec(TEXT) ?? [];
+const EXAMPLES = [...TEXT.matchAll(/```js\n([\s\S]*?)```[\s\S]*?```text\n([\s\S]*?)```/g)];
+
+test.each(EXAMPLES)("an example prints what it says", async (_, code = "", output = "") => {
   const printed: string[] = [];
   const log = (...values: unknown[]) =>
     printed.push(values.map((value) => (typeof value === "bigint" ? `${value}n` : String(value))).join(" "));
@@ -40,6 +40,12 @@ test("every scenario is in the table, with as many lines as it has", () => {
     });
   const table = rows("## The kernel's own scenarios").map((cells) => cells.slice(2, 5));
   expect(table.sort()).toEqual(found.sort());
+});
+
+test("the precautions are those that can be left out", () => {
+  expect(rows("The same goes for four precautions").map(([, name]) => name)).toEqual(
+    PRECAUTIONS.map((what) => `\`${what}\``),
+  );
 });
 
 test("the orders are those that can be turned round", () => {
