@@ -3,7 +3,7 @@
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder, seeded, unfair } from "./explore/chooser.ts";
 import type { Conductor, Interruption, RunEnd } from "./kernel/conductor.ts";
-import type { Target } from "./livepatch/livepatch.ts";
+import type { Target } from "./livepatch/core.ts";
 import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";

@@ -1,0 +1,171 @@
+// Objects of patches: their functions onto stacks and off them, what refers to them, and giving back what a patch has.
+
+import type { Refusal } from "../base/refuse.ts";
+import { act, type Step } from "../machine/agenda.ts";
+import { StructView } from "../machine/struct.ts";
+import type { Core } from "./core.ts";
+import { KLP_FUNC } from "./layout.ts";
+import { type Field, type FunctionSpec, type Patch, PatchFunction, PatchObject } from "./patch.ts";
+import { errnoOf } from "./refusal.ts";
+
+/** A function to be made; without a replacement a NOP. */
+type NewFunction = Pick<FunctionSpec, "name" | "sympos"> & {
+  readonly replacement?: PatchFunction["replacement"];
+};
+
+export class Objects {
+  private readonly core: Core;
+
+  constructor(core: Core) {
+    this.core = core;
+  }
+
+  // ---- Patching.
+
+  /** prePatch's answer, as an error number; the kernel's callbacks return it with a minus. */
+  prePatch(object: PatchObject): number {
+    const error = Math.abs(object.callbacks.prePatch?.(object) ?? 0);
+    object.change({ prepared: error === 0 });
+    return error;
+  }
+
+  postUnpatch(object: PatchObject): void {
+    if (object.state.value.prepared) object.callbacks.postUnpatch?.(object);
+    object.change({ prepared: false });
+  }
+
+  patchObject(
+    object: PatchObject,
+    failed: (refusal: Refusal | undefined) => readonly Step[],
+  ): readonly Step[] {
+    const pushes = object.functions.map(
+      (func): Step => ({
+        what: `patch ${func.name}`,
+        run: () => {
+          if (object.state.value.failure !== undefined) return undefined;
+          const site = this.core.checks.siteOf({ address: func.place!.old, name: func.name });
+          return this.core.stacks.push(func, site, (refusal) => {
+            const error = errnoOf(refusal);
+            this.core.log("err", `failed to register ftrace handler for function '${func.name}' (-${error})`);
+            object.change({ failure: { refusal } });
+          });
+        },
+      }),
+    );
+    const refer: Step = {
+      what: `relocate what refers to ${object.name}`,
+      run: () => {
+        this.write(object.fields);
+        return this.core.parts.serialise();
+      },
+    };
+    const end: Step = {
+      what: `${object.name} is patched`,
+      run: () => {
+        const { failure } = object.state.value;
+        if (failure === undefined) {
+          object.change({ patched: true });
+          return undefined;
+        }
+        object.change({ failure: undefined });
+        const { refusal } = failure;
+        return [...this.unpatchObject(object), { what: "failed", run: () => failed(refusal) }];
+      },
+    };
+    return [...(object.fields.length > 0 ? [refer] : []), ...pushes, end];
+  }
+
+  unpatchObject(object: PatchObject, only: (func: PatchFunction) => boolean = () => true): readonly Step[] {
+    const pops = object.functions.filter(only).flatMap((func) => this.core.stacks.pop(func));
+    return [...pops, act(`${object.name} is not patched`, () => object.change({ patched: false }))];
+  }
+
+  /** What it is about is not loaded any more; what refers to that leads nowhere, as before it came. */
+  forget(object: PatchObject): void {
+    this.write(object.fields.map(({ at, bytes }) => ({ at, bytes: new Uint8Array(bytes.length) })));
+    object.change({ image: undefined, fields: [] });
+    for (const func of object.functions) func.place = undefined;
+  }
+
+  private write(fields: readonly Field[]): void {
+    const { memory } = this.core.parts.kernel.machine;
+    // The patch's own module, or whatever else has its code, may have been taken away from under it.
+    for (const { at, bytes } of fields) if (memory.isMapped(at, bytes.length)) memory.write(at, bytes);
+  }
+
+  // ---- Functions and NOPs.
+
+  makeFunction({ name, sympos = 0, replacement }: NewFunction) {
+    const { pool, kernel } = this.core.parts;
+    const { memory, keeper } = kernel.machine;
+    const struct = new StructView(memory, KLP_FUNC, pool.take(KLP_FUNC.size));
+    struct.set("new_func", replacement ?? 0);
+    struct.set("next", 0);
+    struct.set("transition", 0);
+    return new PatchFunction(keeper, { name, sympos, replacement, struct });
+  }
+
+  /** Functions of earlier patches that this one leaves alone go back to their originals. */
+  addNops(patch: Patch): void {
+    const { keeper } = this.core.parts.kernel.machine;
+    for (const { objects } of this.core.patches) {
+      for (const old of objects) {
+        const known = patch.objects.find(({ name }) => name === old.name);
+        const own = known ?? new PatchObject(keeper, patch, old.name, [], undefined);
+        const missing = old.functions.filter((func) => !own.functions.some(({ key }) => key === func.key));
+        const nops = missing.map(({ name, sympos }) => this.makeFunction({ name, sympos }));
+        own.change({ functions: [...own.functions, ...nops] });
+        if (known === undefined) patch.change({ objects: [...patch.objects, own] });
+        const image = this.core.imageOf(own.name);
+        if (image !== undefined) this.core.checks.resolve(patch, own, image);
+      }
+    }
+  }
+
+  discardNops(patch: Patch, isPatching: boolean): readonly Step[] {
+    if (!isPatching) return [];
+    const isNop = ({ isNop }: PatchFunction) => isNop;
+    const pops = patch.objects.flatMap((object) =>
+      object.functions.filter(isNop).flatMap((func) => this.core.stacks.pop(func)),
+    );
+    const forget = act("NOPs are gone", () => {
+      const nops = patch.functions.filter(isNop);
+      for (const object of patch.objects)
+        object.change({ functions: object.functions.filter((func) => !func.isNop) });
+      patch.change({ objects: patch.objects.filter(({ isDynamic }) => !isDynamic) });
+      this.freeFunctions(patch, nops);
+    });
+    return [...pops, forget];
+  }
+
+  // ---- The end.
+
+  free(patch: Patch): void {
+    this.core.set({ patches: this.core.patches.filter((other) => other !== patch) });
+    if (!patch.forced) this.release(patch);
+  }
+
+  /** Gives back what a patch has, its module among that: once nobody can be at it any more. */
+  release(patch: Patch): void {
+    this.freeFunctions(patch, patch.functions);
+    if (!patch.holdsModule) return;
+    patch.change({ holdsModule: false });
+    this.core.parts.kernel.agenda.add(`free ${patch}`, [
+      act(`${patch} lets its module go`, () => this.core.parts.use(patch.name, -1)),
+    ]);
+  }
+
+  freeFunctions(patch: Patch, functions: readonly PatchFunction[]): void {
+    const { kernel, pool, grace } = this.core.parts;
+    kernel.agenda.add(`free ${patch}`, [
+      {
+        what: `wait until no handler of before is at work, for ${patch}`,
+        ready: grace(),
+        run: () => {
+          for (const { struct } of functions) pool.give(struct.at, KLP_FUNC.size);
+          return undefined;
+        },
+      },
+    ]);
+  }
+}
