@@ -54,7 +54,8 @@ export interface FtraceParts {
 
 /** Where indirect-branch tracking is on, the site comes after `endbr64`. */
 const ENDBR_SIZE = 4;
-const STRAND = "ftrace";
+/** What is done about sites is done by this strand of the agenda. */
+export const FTRACE_STRAND = "ftrace";
 
 export class Ftrace {
   readonly poker: TextPoker;
@@ -145,7 +146,7 @@ export class Ftrace {
     const wanting = this.registry.value.ops.filter((ops) => records.some((record) => wants(ops, record)));
     if (wanting.length === 0) return;
     for (const ops of wanting) this.resolve(ops);
-    this.parts.agenda.add(STRAND, this.reconcile());
+    this.parts.agenda.add(FTRACE_STRAND, this.reconcile());
   }
 
   /** Forgets the sites of an image that is going to be unloaded, whatever they do: nothing executes them any more. */
@@ -282,7 +283,7 @@ export class Ftrace {
         () => reclaimer.afterGrace(`the ops ${ops.name}`, free),
       );
     // Behind its being unregistered; beside what comes after that.
-    this.parts.agenda.add(STRAND, [act(`release ${ops.name}`, whenLeft)]);
+    this.parts.agenda.add(FTRACE_STRAND, [act(`release ${ops.name}`, whenLeft)]);
   }
 
   /**
@@ -364,7 +365,7 @@ export class Ftrace {
   private carryOut(undo: () => void): void {
     const { agenda } = this.parts;
     this.failure = undefined;
-    agenda.add(STRAND, this.reconcile(undo));
+    agenda.add(FTRACE_STRAND, this.reconcile(undo));
     const failure = this.failure as PokeFailure | undefined;
     this.failure = undefined;
     if (failure === undefined) return;

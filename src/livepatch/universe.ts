@@ -1,16 +1,20 @@
 // What has to hold while live patches come and go, by what is really on the stacks (machine.trueChain), and not by a walk.
 //
 // In a transition a task is in one universe or the other: it is in no body of a function that the other one has. Outside of one all
-// are in the same: nobody is in a body that nothing leads to any more.
+// are in the same: nobody is in a body that nothing leads to any more. And while nothing is being done, what the guest has of functions
+// and their sites is what the patches that are enabled want.
 
 import { type Addr, offset } from "../base/addr.ts";
+import { sameBytes } from "../base/bytes.ts";
+import { FTRACE_STRAND } from "../ftrace/ftrace.ts";
+import { bytesOf } from "../ftrace/record.ts";
 import { SITE_SIZE } from "../ftrace/site.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
 import type { PatchState } from "../kernel/layout.ts";
 import type { TrueFrame } from "../machine/callChain.ts";
 import type { FunctionStack } from "./functionStack.ts";
 import type { Livepatch } from "./livepatch.ts";
-import type { Place } from "./patch.ts";
+import type { PatchFunction, Place } from "./patch.ts";
 
 /** Code that a task must not be in. */
 interface Body {
@@ -22,6 +26,8 @@ interface Body {
 /** What TypeScript keeps of live patches, for as long as none of it changes. */
 interface Picture {
   readonly asOf: number;
+  /** What does not fit the patches. */
+  readonly mismatch: string | undefined;
   readonly stacks: readonly FunctionStack[];
   readonly sites: ReadonlySet<Addr>;
   /** What a task in a patch state must not be in. */
@@ -54,7 +60,8 @@ export class Universe {
   /** The first thing that does not hold. */
   check(): string | undefined {
     const { livepatch, kernel } = this;
-    const { stacks, sites, forbidden, seen } = this.look();
+    const { stacks, sites, forbidden, seen, mismatch } = this.look();
+    if (mismatch !== undefined) return mismatch;
     if (livepatch.forces > 0) return undefined; // tasks may be anywhere from then on
     if (kernel.machine.memory.readInt(kernel.klpWarned) !== 0)
       return "a function was in transition for a task without a patch state";
@@ -82,8 +89,42 @@ export class Universe {
     this.note();
     const stacks = [...this.livepatch.stacks.all.values()];
     const sites = new Set(stacks.map(({ site }) => site.ip));
-    this.picture = { asOf: changes, stacks, sites, forbidden: new Map(), seen: new Map() };
+    const mismatch = this.mismatch();
+    this.picture = { asOf: changes, mismatch, stacks, sites, forbidden: new Map(), seen: new Map() };
     return this.picture;
+  }
+
+  /** What is not as the patches want it, in guest memory or here, while nothing is being done about it. */
+  private mismatch(): string | undefined {
+    const { livepatch, kernel } = this;
+    const { memory } = kernel.machine;
+    if (livepatch.isBusy || livepatch.transition !== undefined || kernel.agenda.isPending(FTRACE_STRAND))
+      return undefined;
+    const wanted = new Map<Addr, readonly PatchFunction[]>();
+    for (const { functions } of livepatch.patches)
+      for (const func of functions)
+        if (func.place !== undefined)
+          wanted.set(func.place.old, [func, ...(wanted.get(func.place.old) ?? [])]);
+    for (const [old, { site, ops, original, functions }] of livepatch.stacks.all) {
+      const want = wanted.get(old) ?? [];
+      wanted.delete(old);
+      if (functions.length !== want.length || functions.some((func, n) => func !== want[n]))
+        return `the stack of ${site.symbol} has other functions than the patches`;
+      let at = ops.struct.getNumber("private");
+      for (const { struct } of functions) {
+        if (at !== struct.at) return `the guest's stack of ${site.symbol} leads elsewhere`;
+        if (struct.getNumber("transition") !== 0) return `a function of ${site.symbol} is in transition yet`;
+        at = struct.getNumber("next");
+      }
+      if (at !== original.at) return `the guest's stack of ${site.symbol} does not end with the original`;
+      if (
+        site.target.kind === "nop" ||
+        !sameBytes(memory.read(site.ip, SITE_SIZE), bytesOf(site.ip, site.target))
+      )
+        return `the site of ${site.symbol} does not lead to its functions`;
+    }
+    const [missing] = [...wanted.values()].flat();
+    return missing && `${missing.name} is patched, and on no stack`;
   }
 
   /** Which replacements have gone since the last look. */
