@@ -35,6 +35,8 @@ export interface TransitionBenchOptions {
 export interface TransitionRow {
   /** All that are switched: those that sleep, and idle tasks and stoppers. */
   readonly tasks: number;
+  /** Steps that were taken for each task: exact, and the same in every round. */
+  readonly steps: number;
   /** By the clock: the median of all rounds. */
   readonly seconds: number;
   /** The same for one task, in microseconds. */
@@ -62,10 +64,16 @@ export async function benchTransition({
       if (round >= WARM_UP) samples.push(seconds);
       progress(n * all + round + 1, counts.length * all, `${count} tasks`);
     }
-    const { tasks } = sleepers;
+    const { tasks, steps } = sleepers;
     sleepers.dispose();
     const sums = spread(samples);
-    rows.push({ tasks, seconds: sums.median, perTask: (sums.median * 1e6) / tasks, spread: sums });
+    rows.push({
+      tasks,
+      steps: steps / tasks,
+      seconds: sums.median,
+      perTask: (sums.median * 1e6) / tasks,
+      spread: sums,
+    });
   }
   return { machine: { node: process.version, cpu: cpus()[0]?.model ?? "unknown", rounds }, rows };
 }
@@ -73,6 +81,8 @@ export async function benchTransition({
 /** A kernel in which so many tasks sleep. */
 class Sleepers {
   readonly tasks: number;
+  /** Of the last transition. */
+  steps = 0;
   private readonly lab: Lab;
   private readonly start: Snapshot;
 
@@ -103,13 +113,15 @@ class Sleepers {
     const { livepatch } = lab;
     lab.machine.restore(this.start);
     const functions = [{ name: "answer", replacement: lab.symbol("answer_new").address }];
-    const steps = conductor(lab);
+    const run = conductor(lab);
+    const taken = lab.kernel.agenda.taken;
     const begun = performance.now();
     lab.kernel.agenda.live = true;
     const patch = livepatch.enable({ name: "answers", objects: [{ functions }] });
     const watch = () => (patch.enabled && livepatch.transition === undefined ? "complete" : undefined);
-    const end = steps.run({ budget: BUDGET_EACH * (this.tasks + OTHERS), watch });
+    const end = run.run({ budget: BUDGET_EACH * (this.tasks + OTHERS), watch });
     const seconds = (performance.now() - begun) / 1000;
+    this.steps = lab.kernel.agenda.taken - taken;
     if (end.kind !== "stopped") bug(`the transition did not complete: ${end.kind}`);
     return seconds;
   }
@@ -124,15 +136,15 @@ function conductor(lab: Lab) {
 }
 
 export function renderTransitionReport({ machine, rows }: TransitionReport): string {
-  const lines = rows.map(({ tasks, seconds, perTask, spread: { min, max } }) => {
+  const lines = rows.map(({ tasks, steps, seconds, perTask, spread: { min, max } }) => {
     const range = `${min.toFixed(4)}..${max.toFixed(4)}`;
-    return `${String(tasks).padStart(7)}  ${seconds.toFixed(4).padStart(8)}  ${range.padStart(17)}  ${perTask.toFixed(1).padStart(11)}`;
+    return `${String(tasks).padStart(7)}  ${seconds.toFixed(4).padStart(8)}  ${range.padStart(17)}  ${perTask.toFixed(1).padStart(11)}  ${steps.toFixed(2).padStart(14)}`;
   });
   return [
     `A transition in which every task's stack lets it be switched at once.`,
     `${machine.cpu}, Node ${machine.node}, ${machine.rounds} rounds.`,
     "",
-    `${"tasks".padStart(7)}  ${"seconds".padStart(8)}  ${"min..max".padStart(17)}  µs per task`,
+    `${"tasks".padStart(7)}  ${"seconds".padStart(8)}  ${"min..max".padStart(17)}  µs per task  steps per task`,
     ...lines,
     "",
   ].join("\n");

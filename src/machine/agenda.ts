@@ -25,6 +25,8 @@ interface Strand {
 export class Agenda {
   /** CPUs run between steps: nothing is done but by `step`. */
   live = false;
+  /** How many steps were taken. */
+  taken = 0;
   private finishing = false;
   private readonly kept: Kept<{ readonly strands: readonly Strand[] }>;
 
@@ -76,6 +78,7 @@ export class Agenda {
     const strand = this.kept.value.strands.find((other) => other.name === name);
     const [first, ...rest] = strand?.steps ?? [];
     if (first === undefined) return;
+    this.taken++;
     // Before it is run: what it adds to its own strand comes behind the rest.
     this.put(name, rest);
     const more = first.run();

@@ -11,6 +11,9 @@ test("each row has all tasks there are, sleepers and those of the kernel, and wh
   expect(seen).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((n) => `${n}/8 ${n < 5 ? 3 : 60} tasks`));
   // An idle task, a stopper and a task of the laboratory's for each of two CPUs.
   expect(report.rows.map(({ tasks }) => tasks)).toEqual([9, 66]);
+  // For each task: its state, its flag, its switch, and its state again.
+  const [few, many] = report.rows.map(({ tasks, steps }) => tasks * steps) as [number, number];
+  expect(many - few).toBe(4 * 57);
   for (const { tasks, seconds, perTask, spread } of report.rows) {
     expect(seconds).toBeGreaterThan(0);
     expect(spread.min).toBeLessThanOrEqual(seconds);

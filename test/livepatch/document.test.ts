@@ -17,9 +17,11 @@ const rows = (heading: string) =>
     .slice(2)
     .map((row) => row.split("|").map((cell) => cell.trim()));
 
-const EXAMPLES = [...TEXT.matchAll(/```js\n([\s\S]*?)```[\s\S]*?```text\n([\s\S]*?)```/g)];
+const EXAMPLES = [...TEXT.matchAll(/```js\n([\s\S]*?)```[\s\S]*?```text\n([\s\S]*?)```/g)].map(
+  ([, code = "", output = ""]) => ({ code, output }),
+);
 
-test.each(EXAMPLES)("an example prints what it says", async (_, code = "", output = "") => {
+test.each(EXAMPLES)("an example prints what it says", async ({ code, output }) => {
   const printed: string[] = [];
   const log = (...values: unknown[]) =>
     printed.push(values.map((value) => (typeof value === "bigint" ? `${value}n` : String(value))).join(" "));
