@@ -168,7 +168,7 @@ export class TaskSwitch {
           why: pending
             ? `is on its way to ${name}, from a trampoline that was preempted (${where})`
             : `is ${state(task)} in ${name} (${where})`,
-          advice: advice(task),
+          advice: pending ? "it goes there when it runs again, and then leaves it" : advice(task),
         };
       }
       case "not-tried":
