@@ -138,7 +138,7 @@ export class Lab {
       grace: () => grace(this.kernel),
       print: (line) => this.kernel.log.print(line),
     });
-    this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image, agenda });
+    this.modules = new Modules({ memory, heap, code, ftrace: this.ftrace, kernel: image, agenda, keeper });
     this.kernel = new Kernel(this.machine, heap, image, {
       ...options,
       agenda,
@@ -190,8 +190,8 @@ export class Lab {
     try {
       return livepatch.enable(spec);
     } catch (error) {
-      modules.remove(spec.name);
-      modules.withdraw(spec.name);
+      // Behind what the patch itself gives back.
+      this.kernel.agenda.add(`free ${spec.name}`, modules.discard(spec.name));
       throw error;
     }
   }

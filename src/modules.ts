@@ -16,6 +16,7 @@ import type { LivepatchHooks, ModuleLoader } from "./kernel/kernel.ts";
 import { MODULE, MODULE_STATE, nameOfError } from "./kernel/layout.ts";
 import { type Agenda, act, type Step, until } from "./machine/agenda.ts";
 import type { Heap } from "./machine/heap.ts";
+import { type Keeper, Kept } from "./machine/kept.ts";
 import type { Memory } from "./machine/memory.ts";
 import { StructView } from "./machine/struct.ts";
 import type { ObjectFile } from "./x86/object.ts";
@@ -23,6 +24,12 @@ import type { ObjectFile } from "./x86/object.ts";
 interface Offer {
   readonly image: Image;
   readonly struct: StructView<keyof typeof MODULE.fields>;
+}
+
+interface Offers {
+  readonly byName: ReadonlyMap<string, Offer>;
+  /** Where the next one goes: nothing is put where another was. */
+  readonly nextText: Addr;
 }
 
 export interface LoadedModule {
@@ -40,17 +47,22 @@ export interface ModulesParts {
   /** The kernel's image. */
   readonly kernel: Image;
   readonly agenda: Agenda;
+  readonly keeper: Keeper;
 }
 
 export class Modules implements ModuleLoader {
   private readonly parts: ModulesParts;
-  private readonly offers = new Map<string, Offer>();
-  private nextText: Addr = MODULE_TEXT;
+  private readonly kept: Kept<Offers>;
   /** Who is told of modules that come and go here, and not by guest code. */
   livepatch: LivepatchHooks | undefined;
 
   constructor(parts: ModulesParts) {
     this.parts = parts;
+    this.kept = new Kept<Offers>(parts.keeper, { byName: new Map(), nextText: MODULE_TEXT });
+  }
+
+  private get offers(): ReadonlyMap<string, Offer> {
+    return this.kept.value.byName;
   }
 
   /** Links `objects` against one another and what is loaded or offered, as module `name`, which guest code may load. */
@@ -61,7 +73,8 @@ export class Modules implements ModuleLoader {
       [this.parts.kernel, ...[...this.offers.values()].map(({ image }) => image)]
         .map((image) => image.exported(symbol))
         .find((at) => at !== undefined);
-    const image = link(objects, { text: this.nextText, name, externals });
+    const { nextText } = this.kept.value;
+    const image = link(objects, { text: nextText, name, externals });
     this.referToKernel(image);
     const struct = new StructView(this.parts.memory, MODULE, heap.allocate(MODULE.size));
     struct.set("state", MODULE_STATE.MODULE_STATE_UNFORMED);
@@ -71,8 +84,10 @@ export class Modules implements ModuleLoader {
     const text = image.segments.find(({ execute }) => execute);
     struct.set("text", text?.address ?? 0);
     struct.set("text_size", text?.size ?? 0);
-    this.nextText = addr(Math.max(image.end, this.nextText));
-    this.offers.set(name, { image, struct });
+    this.kept.value = {
+      byName: new Map([...this.offers, [name, { image, struct }]]),
+      nextText: addr(Math.max(image.end, nextText)),
+    };
     return image;
   }
 
@@ -81,7 +96,8 @@ export class Modules implements ModuleLoader {
     const { struct } = this.offers.get(name) ?? refuse("no-module", { name });
     if (struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED)
       refuse("module-not-unloaded", { name });
-    this.offers.delete(name);
+    const byName = new Map([...this.offers].filter(([other]) => other !== name));
+    this.kept.value = { ...this.kept.value, byName };
   }
 
   /**
@@ -145,16 +161,41 @@ export class Modules implements ModuleLoader {
     );
   }
 
+  /** Removes a loaded module and takes its offer back, if nobody needs it. */
+  discard(name: string): readonly Step[] {
+    const struct = this.offers.get(name)?.struct;
+    const state = () => struct?.getNumber("state");
+    return [
+      {
+        what: `discard ${name}`,
+        run: () => {
+          if (state() !== MODULE_STATE.MODULE_STATE_LIVE || struct?.getNumber("refcnt") !== 0)
+            return undefined;
+          this.remove(name);
+          const isGone = () => state() === MODULE_STATE.MODULE_STATE_UNFORMED;
+          return [
+            until(`${name} is gone`, isGone),
+            act(`${name} is offered no more`, () => this.withdraw(name)),
+          ];
+        },
+      },
+    ];
+  }
+
   /** Whether a module of that name is offered, loaded or not. */
   has(name: string): boolean {
     return this.offers.has(name);
   }
 
-  /** Counts one more who needs a module, or one less; false, and nothing is counted, if it is not loaded. */
+  /**
+   * Counts one more who needs a module, or one less; false, and nothing is counted, if it is not loaded. Refuses one more of a
+   * module that is going, as try_module_get() does.
+   */
   use(name: string, by: 1 | -1): boolean {
     const struct = this.offers.get(name)?.struct;
-    if (struct === undefined || struct.getNumber("state") === MODULE_STATE.MODULE_STATE_UNFORMED)
-      return false;
+    const state = struct?.getNumber("state");
+    if (struct === undefined || state === MODULE_STATE.MODULE_STATE_UNFORMED) return false;
+    if (by > 0 && state === MODULE_STATE.MODULE_STATE_GOING) refuse("module-going", { name });
     struct.set("refcnt", struct.getNumber("refcnt") + by);
     return true;
   }
@@ -170,7 +211,8 @@ export class Modules implements ModuleLoader {
 
   map(name: string): Addr | undefined {
     const offer = this.offers.get(name);
-    if (offer === undefined) return undefined;
+    // One that is being inserted here is not among those that guest code finds, and yet is there.
+    if (offer?.struct.getNumber("state") !== MODULE_STATE.MODULE_STATE_UNFORMED) return undefined;
     this.mapImage(offer.image);
     return offer.struct.at;
   }

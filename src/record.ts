@@ -52,6 +52,7 @@ export function readRecord(path: string): RunRecord {
           (name) =>
             WEAKENINGS.find((known) => known === name) ?? refused(`it weakens ${name}, which is not known`),
         ),
+      every: settings.whole("every", 0),
       logLevel: settings.oneOf("logLevel", LOG_LEVELS),
     },
     seed: top.whole("seed", 0),

@@ -28,7 +28,7 @@ const WINDING_BUDGET = 20_000_000;
 const WOUND = "all patches are gone";
 
 export interface RunOptions {
-  /** Slices between looks at the invariants; 0 for none, 4 if not given. */
+  /** In place of the settings', where nothing is recorded. */
   readonly every?: number;
   readonly onProgress?: (instructions: number) => void;
 }
@@ -104,7 +104,7 @@ export class Runner {
   }
 
   /** From the beginning, whatever was run before. What is left is there to be looked at until the next run. */
-  run(chooser: Chooser, { every = 4, onProgress }: RunOptions = {}): RunFacts {
+  run(chooser: Chooser, { every = this.settings.every, onProgress }: RunOptions = {}): RunFacts {
     const { lab } = this.patients;
     const { machine, kernel } = lab;
     machine.restore(this.fresh);
@@ -160,11 +160,11 @@ export class Runner {
     const watch = () => look() ?? (operator.wind() === "over" ? WOUND : undefined);
     for (;;) {
       const end = conductor.run({ budget: WINDING_BUDGET, watch });
-      if (end.kind === "stopped" && end.why === WOUND) return operator.leftover;
+      if (end.kind === "stopped" && end.why === WOUND) return operator.leftover ?? this.failure;
       if (end.kind !== "idle" && end.kind !== "budget") return this.finding(end);
       // Nobody runs, and time does not go on: only what is asked for now could change that.
       const progress = end.kind === "idle" ? operator.wind() : "waits";
-      if (progress === "over") return operator.leftover;
+      if (progress === "over") return operator.leftover ?? this.finding(end);
       if (progress === "asked") continue;
       const who = livepatch.blockers().map(({ task, why }) => `${task} ${why}`);
       const waits = kernel.agenda.pending.map(({ what }) => what);

@@ -15,6 +15,8 @@ export interface RunSettings {
   readonly patches: boolean;
   /** What of live patching is turned round, or left out. */
   readonly weakened: readonly Weakening[];
+  /** Slices between looks at the invariants; 0 for none. What is found depends on when it is looked for. */
+  readonly every: number;
   /** How much live patching logs: the log is in the machine, and so in its hash. */
   readonly logLevel: LogLevel;
 }
@@ -26,6 +28,7 @@ export const DEFAULT_SETTINGS: RunSettings = {
   budget: 20_000_000,
   patches: false,
   weakened: [],
+  every: 4,
   logLevel: "debug",
 };
 

@@ -88,6 +88,8 @@ export const REFUSALS = {
     "{place} refers to '{symbol}', which is no name of a livepatch symbol (EINVAL); call it .klp.sym.OBJECT.NAME,POSITION",
   "klp-symbol-object":
     "{place}: invalid access to vmlinux symbol '{symbol}' from livepatch relocations of module '{object}' (EINVAL); put it into .klp.rela.vmlinux, or use an ordinary relocation",
+  "klp-symbol-early":
+    "{place}: '{symbol}' of object '{object}' is not there when .klp.rela.vmlinux is applied (EINVAL); put it into .klp.rela.{object}",
   "klp-unresolved":
     "{patch}: {place} refers to '{symbol}' of object '{object}', which the patch does not have, and nothing would ever resolve it (EINVAL); give the patch that object",
   "klp-replacement-name":
@@ -102,6 +104,17 @@ export const REFUSALS = {
     "{patch}: object '{object}' is neither loaded nor offered (ENOENT); check the name, or offer that module first",
   "klp-states":
     "{patch} does not know state {id} as {other} has it (EINVAL); give it that state, in no older version",
+  "klp-stuck":
+    "{patch}: the call site of '{func}' cannot be rewritten (EINVAL), and nothing is changed; the log says what was found there",
+  "klp-name":
+    "'{patch}' is no name of a patch (EINVAL), which is a directory's in sysfs; use letters, digits, - and _",
+  "klp-object-twice": "{patch}: object '{object}' is there twice (EINVAL); put all its functions together",
+  "klp-twice": "{patch}: '{func}' of object '{object}' is replaced twice (EINVAL); give one replacement",
+  "klp-itself":
+    "{patch}: '{func}' of object '{object}' is to replace itself (EINVAL); give it another function",
+  "klp-sympos":
+    "{patch}: '{func}' of object '{object}' has symbol position {sympos} (EINVAL); count from 1, by address, or give 0 where there is one",
+  "klp-option": "{option} cannot be {value} in live patching's options; {advice}",
   "klp-not-patched": "{patch}: object '{object}' could not be patched (EINVAL); the log says which call site",
   "klp-callback":
     "{patch}: the pre-patch callback of object '{object}' has refused ({error}); see what it looks for, and the log",
@@ -114,6 +127,7 @@ export const REFUSALS = {
   "sysfs-value": "{path} does not take '{text}' (EINVAL); write 0 or 1",
   "module-refused":
     "module '{name}' was refused, as a live patch cannot be applied to it ({error}); see the log",
+  "module-going": "module '{name}' is going (ENODEV); wait until it is gone, and load it again",
   "module-not-unloaded": "module '{name}' is loaded (EBUSY); remove it first",
   "module-not-loaded": "module '{name}' is not loaded; insert it first",
   "module-in-use": "module '{name}' is in use (EAGAIN); what needs it has to go first",

@@ -168,6 +168,12 @@ function createProgram(checked: (held: boolean) => void): Command {
         integer("--budget", 1),
         DEFAULT_SETTINGS.budget,
       )
+      .option(
+        "--every <n>",
+        "check the invariants after so many slices; 0 for never",
+        integer("--every", 0),
+        DEFAULT_SETTINGS.every,
+      )
       .option("--seeds <n>", "so many runs, from --seed on, to the first finding", integer("--seeds", 1), 1)
       .option("--patches", "enable and disable live patches meanwhile, at random")
       .addOption(
@@ -244,7 +250,6 @@ function addCommand(program: Command, name: string, description: string): Comman
 /** What else of a run is looked at and shown. */
 function shownOptions(command: Command): Command {
   return command
-    .option("--every <n>", "check the invariants after so many slices; 0 for never", integer("--every", 0), 4)
     .option("--log", "show the kernel's log")
     .option("--tasks", "show all tasks and their stacks at the end, as sysrq-t does");
 }

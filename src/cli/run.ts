@@ -1,6 +1,6 @@
 // fentrylab run [--vcpus N] [--copies N] [--rounds N] [--budget N] [--seed N] [--seeds N] [--every N] [--patches]
 //   [--weaken WHAT] [--record FILE] [--log] [--log-level LEVEL] [--tasks]
-// fentrylab replay FILE [--every N] [--log] [--tasks]
+// fentrylab replay FILE [--log] [--tasks]
 
 import { writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
@@ -13,7 +13,6 @@ import type { RunSettings } from "../settings.ts";
 import { type CommonOptions, printJson } from "./option.ts";
 
 interface ShownOptions extends CommonOptions {
-  readonly every: number;
   readonly log?: boolean;
   readonly tasks?: boolean;
 }
@@ -31,12 +30,12 @@ export async function printRun(options: RunCommandOptions): Promise<boolean> {
   const { seed: first, seeds, every, vcpus, copies, rounds, budget, record, logLevel } = options;
   const { patches = false, weaken: weakened } = options;
   if (weakened.length > 0 && !patches) refuse("weaken-alone", {});
-  const settings: RunSettings = { vcpus, copies, rounds, budget, patches, weakened, logLevel };
+  const settings: RunSettings = { vcpus, copies, rounds, budget, patches, weakened, every, logLevel };
   const runner = await Runner.open(settings);
   let [seed, total] = [first, 0];
   for (;;) {
     const which = seeds === 1 ? `seed ${seed}` : `seed ${seed} (${seed - first + 1} of ${seeds})`;
-    const facts = runner.run(runner.chance(seed), { every, onProgress: (done) => showProgress(which, done) });
+    const facts = runner.run(runner.chance(seed), { onProgress: (done) => showProgress(which, done) });
     total += facts.instructions;
     const last = facts.finding !== null || seed + 1 === first + seeds;
     if (!last) {
@@ -70,7 +69,6 @@ export async function printReplay(path: string, options: ShownOptions): Promise<
   if (runner.origin !== record.origin)
     refuse("record-origin", { file: path, recorded: record.origin, now: runner.origin });
   const facts = runner.run(recorded(record.choices), {
-    every: options.every,
     onProgress: (done) => showProgress(path, done),
   });
   clearProgress();

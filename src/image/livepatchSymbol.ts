@@ -45,6 +45,8 @@ export function livepatchRelocation(
   // Or it would be applied at whatever time that object comes, to code that the kernel may be executing.
   if (livepatch !== undefined && livepatch !== VMLINUX && object === VMLINUX)
     refuse("klp-symbol-object", { place, symbol: name, object: livepatch });
+  if (livepatch === VMLINUX && object !== VMLINUX)
+    refuse("klp-symbol-early", { place, symbol: name, object });
   return {
     object: livepatch ?? object,
     symbol: { object, name, sympos: Number(position ?? 0) },

@@ -75,8 +75,12 @@ export class TaskSwitch {
     return undefined;
   }
 
-  /** The same for the task that asks for it itself, at a place where its stack can be walked. */
+  /**
+   * The same for the task that asks for it itself, at a place where its stack can be walked. It may have been asked to in an earlier
+   * transition: in this one only the flag says that everything is in place which a switch depends on.
+   */
   trySwitchCurrent(task: Task, target: PatchState): void {
+    if (!this.isPending(task)) return;
     const walk = this.parts.walkOfCurrent(task);
     if (walk === undefined || walk.doubt !== null || this.find(walk) !== undefined) return;
     this.force(task, target);

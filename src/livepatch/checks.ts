@@ -14,7 +14,7 @@ import {
   theOne,
 } from "../image/livepatchSymbol.ts";
 import type { ImageSymbol } from "../image/symbolTable.ts";
-import type { Field, Patch, PatchObject } from "./patch.ts";
+import { type Field, keyOf, type Patch, type PatchObject, type PatchSpec } from "./patch.ts";
 import { refusalOf } from "./refusal.ts";
 
 export interface ChecksParts {
@@ -29,6 +29,24 @@ export class Checks {
 
   constructor(parts: ChecksParts) {
     this.parts = parts;
+  }
+
+  /** Refuses what is wrong with a patch whatever is loaded. */
+  refuseMalformed({ name: patch, objects }: PatchSpec): void {
+    if (objects.length === 0) refuse("klp-empty", { patch });
+    if (!/^[^/\s]+$/.test(patch) || patch === "." || patch === "..") refuse("klp-name", { patch });
+    const names = objects.map(({ name = VMLINUX }) => name);
+    for (const [n, { functions }] of objects.entries()) {
+      const object = names[n]!;
+      if (names.indexOf(object) !== n) refuse("klp-object-twice", { patch, object });
+      const known = new Set<string>();
+      for (const { name: func, sympos = 0 } of functions) {
+        if (!Number.isInteger(sympos) || sympos < 0) refuse("klp-sympos", { patch, func, object, sympos });
+        const key = keyOf(func, sympos);
+        if (known.has(key)) refuse("klp-twice", { patch, func, object });
+        known.add(key);
+      }
+    }
   }
 
   /** Refuses references to objects that the patch says nothing about. */
@@ -58,6 +76,9 @@ export class Checks {
         refuse("klp-replacement", { ...names });
       }
       if (refusalOf(() => this.siteOf(old)) !== undefined) refuse("klp-no-site", { ...names });
+      if (replacement === old.address && !func.isNop) refuse("klp-itself", { ...names });
+      if (object.functions.some((other) => other !== func && other.place?.old === old.address))
+        refuse("klp-twice", { ...names });
       func.place = { old: old.address, oldSize: old.size, new: replacement, newSize: found.symbol.size };
     }
     object.change({ image, fields: this.fieldsOf(patch, object) });
@@ -76,15 +97,17 @@ export class Checks {
       });
   }
 
-  /** Of the module of its name, and of wherever its replacements are. */
   private relocationsOf(patch: Patch): readonly LivepatchRelocation[] {
+    return this.imagesOf(patch).flatMap(({ livepatch }) => livepatch);
+  }
+
+  /** What has the patch's code: the module of its name, and wherever its replacements are. */
+  imagesOf(patch: Patch): readonly Image[] {
     const isIn = (image: Image) =>
       patch.functions.some(
         ({ replacement }) => replacement !== undefined && image.segmentAt(replacement) !== undefined,
       );
-    return this.parts.code.images
-      .filter((image) => image.name === patch.name || isIn(image))
-      .flatMap(({ livepatch }) => livepatch);
+    return this.parts.code.images.filter((image) => image.name === patch.name || isIn(image));
   }
 
   /** Logs what upstream logs, and refuses, where there is not just one. */

@@ -5,7 +5,7 @@ import type { Ftrace } from "../ftrace/ftrace.ts";
 import type { CodeMap } from "../image/codeMap.ts";
 import { type Image, VMLINUX } from "../image/image.ts";
 import type { Kernel, Task } from "../kernel/kernel.ts";
-import type { PatchState } from "../kernel/layout.ts";
+import { ERROR, type PatchState } from "../kernel/layout.ts";
 import type { Step } from "../machine/agenda.ts";
 import { Kept } from "../machine/kept.ts";
 import type { Pool } from "../machine/pool.ts";
@@ -13,7 +13,7 @@ import type { UnwindContext, Walk } from "../unwind/walk.ts";
 import { Checks } from "./checks.ts";
 import { FunctionStacks } from "./functionStack.ts";
 import { type LivepatchOptions, LOG_LEVELS, type LogLevel, type Weakening } from "./options.ts";
-import type { Patch } from "./patch.ts";
+import type { Patch, PatchFunction } from "./patch.ts";
 
 export type Target = Exclude<PatchState, "KLP_UNDEFINED">;
 
@@ -34,7 +34,7 @@ export interface LivepatchParts {
   readonly grace: () => () => boolean;
   /** Whether a module of that name could be loaded. */
   readonly isModule: (name: string) => boolean;
-  /** Counts one more who needs a module, or one less; false if it is not loaded. */
+  /** Counts one more who needs a module, or one less; false if it is not loaded. Refuses one that is going. */
   readonly use: (module: string, by: 1 | -1) => boolean;
   /** The handler in guest code. */
   readonly handler: Addr;
@@ -68,7 +68,9 @@ export class Core {
     const { kernel, ftrace, pool, code, handler } = parts;
     const { memory, keeper } = kernel.machine;
     this.checks = new Checks({ code, ftrace, log: (level, text) => this.log(level, text) });
-    this.stacks = new FunctionStacks({ ftrace, memory, keeper, pool, handler });
+    const stuck = ({ name }: PatchFunction) =>
+      this.log("err", `failed to unregister ftrace handler for function '${name}' (-${ERROR.EINVAL})`);
+    this.stacks = new FunctionStacks({ ftrace, memory, keeper, pool, handler, stuck });
     this.kept = new Kept<State>(keeper, {
       patches: [],
       transition: undefined,

@@ -28,6 +28,8 @@ export interface FunctionStacksParts {
   readonly pool: Pool;
   /** The handler in guest code. */
   readonly handler: Addr;
+  /** Hears of a function whose site calls the handler for ever. */
+  readonly stuck: (func: PatchFunction) => void;
 }
 
 export class FunctionStacks {
@@ -52,10 +54,10 @@ export class FunctionStacks {
     return this.of(func)?.functions.includes(func) === true;
   }
 
-  /** The one below `func` in its stack; undefined for the original. */
-  below(func: PatchFunction): PatchFunction | undefined {
+  /** Those below `func` in its stack, the next one first; below them is the original. */
+  below(func: PatchFunction): readonly PatchFunction[] {
     const functions = this.of(func)?.functions ?? [];
-    return functions[functions.indexOf(func) + 1];
+    return functions.slice(functions.indexOf(func) + 1);
   }
 
   /** Puts `func` on top; `failed` gets the error if ftrace has one. */
@@ -131,7 +133,11 @@ export class FunctionStacks {
           ftrace.unregister(stack.ops);
           return [
             until(`the site of ${func.name} is rewritten`, () => ftrace.isDone(stack.ops)),
-            act(`${func.name}: nothing is left`, () => this.remove(old)),
+            act(`${func.name}: nothing is left`, () => {
+              // Its site could not be rewritten: whoever comes by there goes on to the original, for ever.
+              if (stack.ops.isRegistered) this.parts.stuck(func);
+              this.remove(old);
+            }),
           ];
         }
         // Whoever is at it goes on by its `next`.
@@ -153,6 +159,7 @@ export class FunctionStacks {
     this.kept.value = new Map([...this.all].filter(([at]) => at !== old));
     // Who was preempted on the way to the handler finds the original on top.
     stack.ops.struct.set("private", stack.original.at);
+    if (stack.ops.isRegistered) return;
     ftrace.release(stack.ops, () => pool.give(stack.original.at, KLP_FUNC.size));
   }
 

@@ -13,7 +13,7 @@ import { Core, type LivepatchParts, STRAND, type Transition } from "./core.ts";
 import type { FunctionStacks } from "./functionStack.ts";
 import { ModuleNotifier } from "./moduleNotifier.ts";
 import { Objects } from "./objects.ts";
-import type { LivepatchOptions } from "./options.ts";
+import { type LivepatchOptions, refuseOptions } from "./options.ts";
 import { type FunctionSpec, Patch, PatchObject, type PatchSpec, type SystemState } from "./patch.ts";
 import { refusalOf } from "./refusal.ts";
 import { Transitions } from "./transition.ts";
@@ -35,7 +35,9 @@ export class Livepatch {
     return this.core.options;
   }
 
+  /** Refuses values that none of them can have. */
   set options(options: LivepatchOptions) {
+    refuseOptions(options);
     this.core.options = options;
   }
 
@@ -120,10 +122,11 @@ export class Livepatch {
   }
 
   private ask(steps: readonly Step[]): void {
+    const before = this.transitions.refusal; // of a request that a callback's is part of
     this.transitions.refusal = undefined;
     this.core.parts.kernel.agenda.add(STRAND, steps);
     const refusal = this.transitions.refusal as Refusal | undefined;
-    this.transitions.refusal = undefined;
+    this.transitions.refusal = before;
     if (refusal !== undefined) throw refusal;
   }
 
@@ -149,7 +152,7 @@ export class Livepatch {
 
   private make(spec: PatchSpec): Patch {
     const { keeper } = this.core.parts.kernel.machine;
-    if (spec.objects.length === 0) refuse("klp-empty", { patch: spec.name });
+    this.core.checks.refuseMalformed(spec);
     const patch = new Patch(keeper, spec);
     this.core.checks.refuseIncompatible(patch, this.patches);
     const located = spec.objects.map(({ functions }) => functions.map((func) => this.located(patch, func)));
@@ -158,15 +161,19 @@ export class Livepatch {
       return new PatchObject(keeper, patch, name, functions, callbacks);
     });
     patch.change({ objects });
+    const { use } = this.core.parts;
+    const holds: string[] = [];
     const refusal = refusalOf(() => {
       this.core.checks.refuseUnresolved(patch);
       for (const object of objects) this.check(patch, object);
+      for (const { name } of this.core.checks.imagesOf(patch)) if (use(name, 1)) holds.push(name);
     });
     if (refusal !== undefined) {
+      for (const name of holds) use(name, -1);
       this.objects.freeFunctions(patch, patch.functions);
       throw refusal;
     }
-    patch.change({ holdsModule: this.core.parts.use(patch.name, 1) });
+    patch.change({ holds });
     return patch;
   }
 

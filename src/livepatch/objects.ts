@@ -122,8 +122,7 @@ export class Objects {
     }
   }
 
-  discardNops(patch: Patch, isPatching: boolean): readonly Step[] {
-    if (!isPatching) return [];
+  discardNops(patch: Patch): readonly Step[] {
     const isNop = ({ isNop }: PatchFunction) => isNop;
     const pops = patch.objects.flatMap((object) =>
       object.functions.filter(isNop).flatMap((func) => this.core.stacks.pop(func)),
@@ -148,10 +147,13 @@ export class Objects {
   /** Gives back what a patch has, its module among that: once nobody can be at it any more. */
   release(patch: Patch): void {
     this.freeFunctions(patch, patch.functions);
-    if (!patch.holdsModule) return;
-    patch.change({ holdsModule: false });
+    const { holds } = patch;
+    if (holds.length === 0) return;
+    patch.change({ holds: [] });
     this.core.parts.kernel.agenda.add(`free ${patch}`, [
-      act(`${patch} lets its module go`, () => this.core.parts.use(patch.name, -1)),
+      act(`${patch} lets its modules go`, () => {
+        for (const name of holds) this.core.parts.use(name, -1);
+      }),
     ]);
   }
 

@@ -1,5 +1,6 @@
 // How live patching goes about it: times, rules that can be chosen, and what can be left out to see what comes of it.
 
+import { refuse } from "../base/refuse.ts";
 import type { Unwinder } from "../unwind/walk.ts";
 
 /**
@@ -50,4 +51,29 @@ export interface LivepatchOptions {
   readonly weakened?: readonly Weakening[];
   /** How much is logged; default `debug`. */
   readonly logLevel?: LogLevel;
+}
+
+/** Refuses times that are none, and names that are not known. */
+export function refuseOptions({
+  retryEvery,
+  signalsTimeout,
+  weakened = [],
+  logLevel = "debug",
+}: LivepatchOptions): void {
+  for (const [option, value] of Object.entries({ retryEvery, signalsTimeout }))
+    if (value !== undefined && !(value >= 1))
+      refuse("klp-option", { option, value, advice: "give a number from 1 up" });
+  const unknown = weakened.find((what) => !WEAKENINGS.includes(what));
+  if (unknown !== undefined)
+    refuse("klp-option", {
+      option: "weakened",
+      value: unknown,
+      advice: `there are: ${WEAKENINGS.join(", ")}`,
+    });
+  if (!LOG_LEVELS.includes(logLevel))
+    refuse("klp-option", {
+      option: "logLevel",
+      value: logLevel,
+      advice: `there are: ${LOG_LEVELS.join(", ")}`,
+    });
 }

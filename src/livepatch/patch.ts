@@ -106,7 +106,7 @@ export class PatchFunction {
 
   /** As sysfs names it. */
   get key(): string {
-    return `${this.name},${this.sympos === 0 ? 1 : this.sympos}`;
+    return keyOf(this.name, this.sympos);
   }
 }
 
@@ -114,6 +114,11 @@ export class PatchFunction {
 export interface Field {
   readonly at: Addr;
   readonly bytes: Uint8Array;
+}
+
+/** A function among those of its object, as sysfs names it: without a position it is the first, being the only one. */
+export function keyOf(name: string, sympos: number): string {
+  return `${name},${sympos === 0 ? 1 : sympos}`;
 }
 
 interface ObjectState {
@@ -184,8 +189,8 @@ interface PatchState {
   readonly enabled: boolean;
   /** A transition away from it was forced: tasks may still be in its code, for ever. */
   readonly forced: boolean;
-  /** The module by its name is counted as needed by it. */
-  readonly holdsModule: boolean;
+  /** Modules with its code, which are counted as needed by it. */
+  readonly holds: readonly string[];
   /** Why it could not be enabled, as an error number. */
   readonly error: number | undefined;
 }
@@ -204,7 +209,7 @@ export class Patch {
       objects: [],
       enabled: false,
       forced: false,
-      holdsModule: false,
+      holds: [],
       error: undefined,
     });
   }
@@ -226,8 +231,8 @@ export class Patch {
     return this.kept.value.forced;
   }
 
-  get holdsModule(): boolean {
-    return this.kept.value.holdsModule;
+  get holds(): readonly string[] {
+    return this.kept.value.holds;
   }
 
   state(id: number): SystemState | undefined {

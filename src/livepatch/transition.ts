@@ -7,6 +7,7 @@ import { act, each, type Step, until } from "../machine/agenda.ts";
 import { orcUnwinder } from "../unwind/orcWalker.ts";
 import { TaskSwitch } from "./blocker.ts";
 import { type Core, STRAND, type Target } from "./core.ts";
+import type { FunctionStack } from "./functionStack.ts";
 import type { Objects } from "./objects.ts";
 import type { Patch } from "./patch.ts";
 import { errnoOf, refusalOf } from "./refusal.ts";
@@ -39,10 +40,21 @@ export class Transitions {
 
   enabling(patch: Patch): readonly Step[] {
     if (this.core.transition !== undefined)
-      return this.failToEnable(patch, () => refuse("klp-busy", { patch: patch.name }));
+      return this.failToEnable(
+        patch,
+        refusalOf(() => refuse("klp-busy", { patch: patch.name })),
+      );
     if (this.core.patches.some(({ name }) => name === patch.name))
-      return this.failToEnable(patch, () => refuse("klp-known", { patch: patch.name }));
-    if (patch.replace) this.objects.addNops(patch);
+      return this.failToEnable(
+        patch,
+        refusalOf(() => refuse("klp-known", { patch: patch.name })),
+      );
+    // What it was checked against may have changed since it was asked for.
+    const unfit = refusalOf(() => {
+      this.core.checks.refuseIncompatible(patch, this.core.patches);
+      if (patch.replace) this.objects.addNops(patch);
+    });
+    if (unfit !== undefined) return this.failToEnable(patch, unfit);
     this.core.set({
       patches: [...this.core.patches, patch],
       transition: { patch, target: "KLP_PATCHED", tries: 0 },
@@ -56,8 +68,7 @@ export class Transitions {
       pending: { what: "start", run: () => this.starting() },
     };
     const order = this.ordered(["target", "states", "transition", "stack", "pending"]);
-    return [
-      ...this.unsettle(patch),
+    const steps = () => [
       act("begin", () => this.core.log("debug", `'${patch}': initializing patching transition`)),
       ...order.map((name) => this.unlessFailed(patch, phases[name as keyof typeof phases])),
       this.unlessFailed(patch, {
@@ -68,15 +79,23 @@ export class Transitions {
         },
       }),
     ];
+    return this.unsettle(patch, steps, (stuck) => {
+      this.core.set({
+        patches: this.core.patches.filter((other) => other !== patch),
+        transition: undefined,
+      });
+      return this.failToEnable(patch, stuck);
+    });
   }
 
   disabling(patch: Patch): readonly Step[] {
     if (!this.core.patches.includes(patch) || !patch.enabled)
-      return this.fail(() => refuse("klp-disabled", { patch: patch.name }));
-    if (this.core.transition !== undefined) return this.fail(() => refuse("klp-busy", { patch: patch.name }));
+      return this.fail(refusalOf(() => refuse("klp-disabled", { patch: patch.name })));
+    if (this.core.transition !== undefined)
+      return this.fail(refusalOf(() => refuse("klp-busy", { patch: patch.name })));
     const top = this.core.patches.at(-1)!;
     if (this.core.options.onlyOnTop === true && patch !== top)
-      return this.fail(() => refuse("klp-not-on-top", { patch: patch.name, top: top.name }));
+      return this.fail(refusalOf(() => refuse("klp-not-on-top", { patch: patch.name, top: top.name })));
     this.core.set({ transition: { patch, target: "KLP_UNPATCHED", tries: 0 } });
     const phases = {
       target: this.setTarget(),
@@ -88,8 +107,7 @@ export class Transitions {
       pending: { what: "start", run: () => this.starting() },
     };
     const order = this.ordered(["target", "states", "transition", "callbacks", "pending"]);
-    return [
-      ...this.unsettle(patch),
+    const steps = () => [
       act("begin", () => this.core.log("debug", `'${patch}': initializing unpatching transition`)),
       ...order.map((name) => phases[name as keyof typeof phases]),
       {
@@ -100,6 +118,10 @@ export class Transitions {
         },
       },
     ];
+    return this.unsettle(patch, steps, (stuck) => {
+      this.core.set({ transition: undefined });
+      return this.fail(stuck);
+    });
   }
 
   /** The phases, in the order that they should have or, where it is weakened, in another. */
@@ -241,14 +263,14 @@ export class Transitions {
   }
 
   /** What was asked for cannot be: whoever asked is told if he waits. */
-  private fail(refused: () => never): readonly Step[] {
-    this.refusal = refusalOf(refused);
+  private fail(refusal: Refusal | undefined): readonly Step[] {
+    this.refusal = refusal;
     return [];
   }
 
   /** The patch has never been known to anybody, and is given back. */
-  private failToEnable(patch: Patch, refused: () => never): readonly Step[] {
-    this.refusal = refusalOf(refused);
+  private failToEnable(patch: Patch, refusal: Refusal | undefined): readonly Step[] {
+    this.refusal = refusal;
     patch.change({ error: errnoOf(this.refusal) });
     this.objects.release(patch);
     return [];
@@ -348,10 +370,13 @@ export class Transitions {
           return this.core.isWeakened("newest-entry")
             ? []
             : [{ name: func.name, low: place.new, size: place.newSize }];
-        const below = this.core.stacks.below(func)?.place;
-        return below === undefined
-          ? [{ name: func.name, low: place.old, size: place.oldSize }]
-          : [{ name: func.name, low: below.new, size: below.newSize }];
+        const below = this.core.stacks.below(func).flatMap((other) => other.place ?? []);
+        const bodies = [
+          ...below.map((other) => ({ name: func.name, low: other.new, size: other.newSize })),
+          { name: func.name, low: place.old, size: place.oldSize },
+        ];
+        // Where a transition was forced, tasks may have stayed in any of them.
+        return this.core.state.forces > 0 ? bodies : bodies.slice(0, 1);
       }),
     );
   }
@@ -361,7 +386,7 @@ export class Transitions {
   reversing(patch: Patch): readonly Step[] {
     const { transition } = this.core;
     if (transition?.patch !== patch)
-      return this.fail(() => refuse("klp-no-transition", { patch: patch.name }));
+      return this.fail(refusalOf(() => refuse("klp-no-transition", { patch: patch.name })));
     const target = transition.target === "KLP_PATCHED" ? "KLP_UNPATCHED" : "KLP_PATCHED";
     const way = target === "KLP_UNPATCHED" ? "patching to unpatching" : "unpatching to patching";
     this.core.log("debug", `'${patch}': reversing transition from ${way}`);
@@ -383,7 +408,7 @@ export class Transitions {
   forcing(patch: Patch): readonly Step[] {
     const { transition } = this.core;
     if (transition?.patch !== patch)
-      return this.fail(() => refuse("klp-no-transition", { patch: patch.name }));
+      return this.fail(refusalOf(() => refuse("klp-no-transition", { patch: patch.name })));
     const { target } = transition;
     this.core.log("warn", "forcing remaining tasks to the patched state");
     this.core.set({ forces: this.core.state.forces + 1 });
@@ -417,7 +442,7 @@ export class Transitions {
           .filter(({ isPatched }) => isPatched)
           .flatMap((object) => this.objects.unpatchObject(object)),
       ]),
-      ...(replaced.length > 0 || patch.replace ? this.objects.discardNops(patch, isPatching) : []),
+      ...(patch.replace && isPatching ? this.objects.discardNops(patch) : []),
       ...(isPatching
         ? []
         : patch.objects
@@ -465,16 +490,37 @@ export class Transitions {
     }
   }
 
-  /** The sites that the patch is going to have a say at have a handler again, and no CPU can execute a jump there. */
-  private unsettle(patch: Patch): readonly Step[] {
+  /**
+   * The sites that the patch is going to have a say at have a handler again, and no CPU can execute a jump there: `then`. Or one of
+   * them cannot be rewritten: `failed`, and all is as it was.
+   */
+  private unsettle(
+    patch: Patch,
+    then: () => readonly Step[],
+    failed: (stuck: Refusal | undefined) => readonly Step[],
+  ): readonly Step[] {
+    const { ftrace } = this.core.parts;
     const stacks = () => patch.functions.flatMap((func) => this.core.stacks.of(func) ?? []);
+    const isStuck = ({ ops }: FunctionStack) => ops.state.value.settled !== undefined;
     return [
       act("handlers decide again", () => {
-        for (const { ops } of stacks()) this.core.parts.ftrace.settle(ops, undefined);
+        for (const { ops } of stacks()) ftrace.settle(ops, undefined);
       }),
       until("no site jumps", () =>
-        stacks().every(({ ops, site }) => this.core.parts.ftrace.isDone(ops) && site.target.kind !== "jump"),
+        stacks().every(
+          (stack) => ftrace.isDone(stack.ops) && (stack.site.target.kind !== "jump" || isStuck(stack)),
+        ),
       ),
+      {
+        what: "see whether that could be done",
+        run: () => {
+          const stuck = stacks().find(isStuck);
+          if (stuck === undefined) return then();
+          this.settle();
+          const names = { patch: patch.name, func: stuck.site.symbol };
+          return failed(refusalOf(() => refuse("klp-stuck", names)));
+        },
+      },
     ];
   }
 }

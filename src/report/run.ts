@@ -10,6 +10,7 @@ interface Facts {
     readonly patches: boolean;
     readonly budget: number;
     readonly weakened: readonly string[];
+    readonly every: number;
     readonly logLevel: string;
   };
   readonly seed: number;
@@ -134,11 +135,21 @@ function extras({ log, tasks }: Facts): string[] {
   return [...(log === undefined ? [] : ["", ...log]), ...(tasks === undefined ? [] : ["", ...tasks])];
 }
 
-function flags({ vcpus, copies, rounds, budget, patches, weakened, logLevel }: Facts["settings"]): string[] {
+function flags({
+  vcpus,
+  copies,
+  rounds,
+  budget,
+  patches,
+  weakened,
+  every,
+  logLevel,
+}: Facts["settings"]): string[] {
   const all = [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
   return [
     ...all,
     ...(patches ? ["--patches"] : []),
+    ...(every === 4 ? [] : [`--every ${every}`]),
     ...(logLevel === "debug" ? [] : [`--log-level ${logLevel}`]),
     ...(weakened.length > 0 ? [`--weaken ${weakened.join(" ")}`] : []),
   ];

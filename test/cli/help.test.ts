@@ -19,7 +19,7 @@ const COMMANDS: Record<string, string[]> = {
     ...["--vcpus <n>", "--copies <n>", "--rounds <n>", "--budget <n>", "--seeds <n>", "--record <file>"],
     ...["--every <n>", "--patches", "--weaken <what...>", "--log", "--log-level <level>", "--tasks"],
   ],
-  replay: ["file", "--every <n>", "--log", "--tasks"],
+  replay: ["file", "--log", "--tasks"],
   lockstep: ["image", "function", "arguments", "--against <reference>", "--with <file>", "--limit <n>"],
   poke: [
     ...["--writer <which>", "--vcpus <n>", "--calls <n>", "--way <way>"],

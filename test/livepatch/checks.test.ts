@@ -112,6 +112,34 @@ test("refusals at enable, and of what is asked of a patch", () => {
   );
   refused("nobody has heard of that module", () => enable([replacing("odd", {}, "od")]));
   refused("one function of two is fine", () => enable([replacing("leaf"), replacing("tiny", {}, "odd")]));
+  refused("an object that is there twice", () => enable([replacing("leaf"), replacing("tail")]));
+  refused("a function that is replaced twice", () =>
+    enable([{ functions: [...replacing("leaf").functions, ...replacing("leaf", { sympos: 1 }).functions] }]),
+  );
+  refused("a function that replaces itself", () => enable([replacing("leaf", { replacement: at("leaf") })]));
+  refused("a position below one", () => enable([replacing("leaf", { sympos: -1 })]));
+  refused("a name that is no directory's", () => enable([replacing("leaf")], { name: "a/b" }));
+  refused("no name", () => enable([replacing("leaf")], { name: "" }));
+  refused("a module of its code that is going", () => {
+    lab.kernel.agenda.live = true;
+    try {
+      lab.modules.remove("odd");
+      enable([replacing("leaf", { replacement: odd.symbol("odd").address })]);
+    } finally {
+      lab.kernel.agenda.live = false;
+      lab.kernel.agenda.finish();
+      lab.modules.insert("odd");
+    }
+  });
+  refused("a time that is none", () => {
+    lab.livepatch.options = { retryEvery: 0 };
+  });
+  refused("a level that the log does not have", () => {
+    lab.livepatch.options = { logLevel: "info" as "debug" };
+  });
+  refused("something to be weakened that is not known", () => {
+    lab.livepatch.options = { weakened: ["everything" as "pending-ip"] };
+  });
   refused("a callback says no", () => enable([{ ...replacing("leaf"), callbacks: { prePatch: () => -19 } }]));
 
   const patch = enable([replacing("leaf")], { states: [{ id: 7, version: 2 }] });

@@ -253,7 +253,7 @@ const disabling: Pick<Sweep, "from" | "ask"> = {
   ask: () => userland.lab.livepatch.disable(patch),
 };
 const STOPS = range(ROUND, 160);
-const STEPS = range(MOST_STEPS, 2);
+const STEPS = range(MOST_STEPS);
 
 describe("in the order that they have", () => {
   test.each([
