@@ -70,11 +70,20 @@ describe("run", () => {
   test("what is weakened is found, and told how to be had again", async () => {
     const weak = join(folder, "weak.json");
     const args = ["run", "--patches", "--vcpus", "4", "--rounds", "1", "--budget", "100000"];
-    const weakened = [...args, "--weaken", "newest-entry", "interrupted-frame", "--seeds", "50"];
+    const weakened = [
+      ...args,
+      "--every",
+      "1",
+      "--weaken",
+      "newest-entry",
+      "interrupted-frame",
+      "--seeds",
+      "50",
+    ];
     const { status, stdout } = await command(...weakened, "--log", "--log-level", "notice", "--record", weak);
     expect([status, stdout]).toEqual([1, expect.stringMatching(/FOUND: .* is in /)]);
     expect(stdout).toMatch(
-      /--patches --log-level notice --weaken newest-entry interrupted-frame --seed \d+ --record FILE/,
+      /--patches --every 1 --log-level notice --weaken newest-entry interrupted-frame --seed \d+ --record FILE/,
     );
     expect(stdout).toMatch(/livepatch: enabling patch/);
     expect(stdout).not.toMatch(/initializing patching transition/);

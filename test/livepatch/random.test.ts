@@ -63,6 +63,17 @@ describe("random patches over the patients: nothing is found", () => {
     runner.patients.lab.dispose();
   });
 
+  test("but what patients find wrong while the last patches go is", async () => {
+    const runner = await Runner.open(SHORT);
+    const { module, lab } = runner.patients;
+    const failures = module.symbol("failures").address;
+    const onProgress = (instructions: number) => {
+      if (instructions > SHORT.budget) lab.machine.memory.writeWord(failures, 3n);
+    };
+    expect(runner.run(runner.chance(0), { onProgress }).finding).toBe("patients found 3 things wrong");
+    lab.dispose();
+  });
+
   test("in long ones, in which all that can happen to a patch does", async () => {
     const runner = await Runner.open(LONG);
     const log: string[] = [];
