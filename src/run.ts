@@ -3,11 +3,11 @@
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder, seeded, unfair } from "./explore/chooser.ts";
 import type { Conductor, Interruption, RunEnd } from "./kernel/conductor.ts";
-import type { Target } from "./livepatch/core.ts";
 import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";
 import { Patients, type PatientsOptions } from "./patients.ts";
+import type { UnderWay } from "./report/run.ts";
 import type { RunSettings } from "./settings.ts";
 
 /** Where live patches come and go it matters which instruction somebody is stopped at. */
@@ -45,21 +45,6 @@ export interface RunFacts {
   readonly choices: Choices;
   /** What was under way when the run ended, before the last patches were disabled. */
   readonly transition: UnderWay | null;
-}
-
-/** A transition, and who holds it up. */
-export interface UnderWay {
-  readonly patch: string;
-  readonly target: Target;
-  readonly blockers: readonly {
-    readonly task: string;
-    /** The kind of `why`: running, unreliable, on-stack, not-tried. */
-    readonly reason: string;
-    readonly why: string;
-    readonly advice: string;
-    /** Return addresses, innermost first. */
-    readonly stack: readonly string[];
-  }[];
 }
 
 const PROGRESS_EVERY = 1000;

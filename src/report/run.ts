@@ -1,6 +1,23 @@
 // What runs came to, as a document and as people read it.
 
+import { DEFAULT_SETTINGS } from "../settings.ts";
 import { table } from "./text.ts";
+
+/** A transition, and who holds it up. */
+export interface UnderWay {
+  readonly patch: string;
+  /** The state that tasks are to get: KLP_PATCHED or KLP_UNPATCHED. */
+  readonly target: string;
+  readonly blockers: readonly {
+    readonly task: string;
+    /** The kind of `why`: running, unreliable, on-stack, not-tried. */
+    readonly reason: string;
+    readonly why: string;
+    readonly advice: string;
+    /** Return addresses, innermost first. */
+    readonly stack: readonly string[];
+  }[];
+}
 
 interface Facts {
   readonly settings: {
@@ -23,17 +40,8 @@ interface Facts {
   readonly choices: number;
   readonly hash: string;
   readonly progress: readonly { readonly name: string; readonly count: number }[];
-  readonly transition: {
-    readonly patch: string;
-    readonly target: string;
-    readonly blockers: readonly {
-      readonly task: string;
-      readonly reason: string;
-      readonly why: string;
-      readonly advice: string;
-      readonly stack: readonly string[];
-    }[];
-  } | null;
+  /** What was under way at its end. */
+  readonly transition: UnderWay | null;
   readonly log?: readonly string[];
   readonly tasks?: readonly string[];
 }
@@ -149,8 +157,8 @@ function flags({
   return [
     ...all,
     ...(patches ? ["--patches"] : []),
-    ...(every === 4 ? [] : [`--every ${every}`]),
-    ...(logLevel === "debug" ? [] : [`--log-level ${logLevel}`]),
+    ...(every === DEFAULT_SETTINGS.every ? [] : [`--every ${every}`]),
+    ...(logLevel === DEFAULT_SETTINGS.logLevel ? [] : [`--log-level ${logLevel}`]),
     ...(weakened.length > 0 ? [`--weaken ${weakened.join(" ")}`] : []),
   ];
 }
