@@ -6,10 +6,10 @@
 import { cpus } from "node:os";
 import { bug } from "../src/base/refuse.ts";
 import { Recorder, seeded } from "../src/explore/chooser.ts";
+import { DEFAULT_SETTINGS, type RunSettings } from "../src/explore/settings.ts";
 import type { Snapshot } from "../src/machine/snapshot.ts";
 import { Patients } from "../src/patients.ts";
 import { Runner } from "../src/run.ts";
-import { DEFAULT_SETTINGS, type RunSettings } from "../src/settings.ts";
 import { type Progress, type Spread, spread } from "./spread.ts";
 
 /** Nobody gets through so many rounds. */

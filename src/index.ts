@@ -12,6 +12,7 @@ export {
   type ExploreOptions,
   explore,
 } from "./explore/explore.ts";
+export { DEFAULT_SETTINGS, type PokeSettings, type RunSettings } from "./explore/settings.ts";
 export type { ConductOptions, Conductor, ConductorOptions, RunEnd } from "./kernel/conductor.ts";
 export type { Invariants, Violation } from "./kernel/invariants.ts";
 export type { Kernel, KthreadOptions, UserTaskOptions } from "./kernel/kernel.ts";
@@ -69,7 +70,6 @@ export { openUnicorn, type UnicornReference } from "./reference/unicorn.ts";
 export type { AuditReport } from "./report/audit.ts";
 export type { TrampolineReport } from "./report/trampoline.ts";
 export { type RunFacts, Runner } from "./run.ts";
-export { DEFAULT_SETTINGS, type PokeSettings, type RunSettings } from "./settings.ts";
 export { TrampolineChecker } from "./trampolineCheck.ts";
 export { framePointerUnwinder } from "./unwind/framePointer.ts";
 export { guessUnwinder } from "./unwind/guess.ts";

@@ -14,6 +14,7 @@ import { bug } from "./base/refuse.ts";
 import type { Advance, Explorable } from "./explore/explore.ts";
 import { Fetches } from "./explore/fetches.ts";
 import { Locality } from "./explore/locality.ts";
+import type { PokeSettings } from "./explore/settings.ts";
 import { NOP5, SITE_SIZE } from "./ftrace/site.ts";
 import type { PokeFailure, TextPoke } from "./ftrace/textPoke.ts";
 import { Lab, type LabOptions } from "./lab.ts";
@@ -25,7 +26,6 @@ import type { Machine } from "./machine/machine.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import type { Vcpu } from "./machine/vcpu.ts";
 import { type Fetched, PokeJudge } from "./pokeJudge.ts";
-import type { PokeSettings } from "./settings.ts";
 import { MAX_LENGTH, Mnemonic, printInstruction } from "./x86/decode.ts";
 
 export type PokeDone = (failure?: PokeFailure) => readonly Step[];

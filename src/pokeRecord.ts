@@ -2,9 +2,9 @@
 
 import { refuse } from "./base/refuse.ts";
 import type { Choices } from "./explore/chooser.ts";
+import { MAX_VCPUS, POKE_WAYS, type PokeSettings } from "./explore/settings.ts";
 import { WRITERS, type Writer } from "./ftrace/textPoke.ts";
 import { counted, readChoices, readDocument } from "./record.ts";
-import { MAX_VCPUS, POKE_WAYS, type PokeSettings } from "./settings.ts";
 
 export interface PokeRecord {
   readonly settings: PokeSettings;

@@ -3,9 +3,9 @@
 import { refuse } from "./base/refuse.ts";
 import { recorded } from "./explore/chooser.ts";
 import { explore, type Finding, type Way } from "./explore/explore.ts";
+import type { PokeSettings } from "./explore/settings.ts";
 import { PokedSite, type PokeEvent, type PokeOptions } from "./poke.ts";
 import type { PokeEnd, PokeRecord } from "./pokeRecord.ts";
-import type { PokeSettings } from "./settings.ts";
 
 /** A step, with what is at the site behind it. */
 export interface PokeLine extends PokeEvent {

@@ -3,8 +3,8 @@
 import { readInput } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
 import type { Choices } from "./explore/chooser.ts";
+import type { RunSettings } from "./explore/settings.ts";
 import { LOG_LEVELS, WEAKENINGS } from "./livepatch/options.ts";
-import type { RunSettings } from "./settings.ts";
 
 export interface RunRecord {
   readonly settings: RunSettings;

@@ -2,13 +2,13 @@
 
 import type { Chooser } from "./base/chooser.ts";
 import { type Choices, Recorder, seeded, unfair } from "./explore/chooser.ts";
+import type { RunSettings } from "./explore/settings.ts";
 import type { Conductor, Interruption, RunEnd } from "./kernel/conductor.ts";
 import type { LivepatchOptions } from "./livepatch/options.ts";
 import type { Snapshot } from "./machine/snapshot.ts";
 import { Operator } from "./operator.ts";
 import { Patients, type PatientsOptions } from "./patients.ts";
 import type { UnderWay } from "./report/run.ts";
-import type { RunSettings } from "./settings.ts";
 
 /** Where live patches come and go it matters which instruction somebody is stopped at. */
 const SHORT_SLICES = [1, 2, 3, 5, 10, 30, 100, 300];

@@ -3,11 +3,11 @@
 
 import { writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
+import { POKE_WAYS } from "../explore/settings.ts";
 import { WRITERS, type Writer } from "../ftrace/textPoke.ts";
 import { readPokeRecord, writePokeRecord } from "../pokeRecord.ts";
 import { explorePoke, type PokeFacts, replayPoke } from "../pokeRun.ts";
 import { renderPoke, renderPokeReplay } from "../report/poke.ts";
-import { POKE_WAYS } from "../settings.ts";
 import { type CommonOptions, printJson } from "./option.ts";
 
 interface PokeCommandOptions extends CommonOptions {

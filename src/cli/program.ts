@@ -7,8 +7,8 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, Option } from "commander";
 import { packagePath } from "../base/file.ts";
 import { Refusal, refuse } from "../base/refuse.ts";
+import { DEFAULT_SETTINGS, MAX_COPIES, MAX_VCPUS } from "../explore/settings.ts";
 import { LOG_LEVELS, WEAKENINGS } from "../livepatch/options.ts";
-import { DEFAULT_SETTINGS, MAX_COPIES, MAX_VCPUS } from "../settings.ts";
 import { integer } from "./option.ts";
 
 /** Runs the command line `args`, without the program's name, and returns the exit status. */

@@ -5,11 +5,11 @@
 import { writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
 import { recorded } from "../explore/chooser.ts";
+import type { RunSettings } from "../explore/settings.ts";
 import type { LogLevel, Weakening } from "../livepatch/options.ts";
 import { readRecord, writeRecord } from "../record.ts";
 import { type ReplayReport, type RunReport, renderReplay, renderRun } from "../report/run.ts";
 import { type RunFacts, Runner } from "../run.ts";
-import type { RunSettings } from "../settings.ts";
 import { type CommonOptions, printJson } from "./option.ts";
 
 interface ShownOptions extends CommonOptions {

@@ -1,6 +1,6 @@
 // What runs came to, as a document and as people read it.
 
-import { DEFAULT_SETTINGS } from "../settings.ts";
+import { DEFAULT_SETTINGS, type RunSettings } from "../explore/settings.ts";
 import { table } from "./text.ts";
 
 /** A transition, and who holds it up. */
@@ -20,16 +20,7 @@ export interface UnderWay {
 }
 
 interface Facts {
-  readonly settings: {
-    readonly vcpus: number;
-    readonly copies: number;
-    readonly rounds: number;
-    readonly patches: boolean;
-    readonly budget: number;
-    readonly weakened: readonly string[];
-    readonly every: number;
-    readonly logLevel: string;
-  };
+  readonly settings: RunSettings;
   readonly seed: number;
   /** How it ended: idle, budget, stopped, oops, hang. */
   readonly end: string;
@@ -143,16 +134,7 @@ function extras({ log, tasks }: Facts): string[] {
   return [...(log === undefined ? [] : ["", ...log]), ...(tasks === undefined ? [] : ["", ...tasks])];
 }
 
-function flags({
-  vcpus,
-  copies,
-  rounds,
-  budget,
-  patches,
-  weakened,
-  every,
-  logLevel,
-}: Facts["settings"]): string[] {
+function flags({ vcpus, copies, rounds, budget, patches, weakened, every, logLevel }: RunSettings): string[] {
   const all = [`--vcpus ${vcpus}`, `--copies ${copies}`, `--rounds ${rounds}`, `--budget ${budget}`];
   return [
     ...all,

@@ -4,8 +4,8 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { Runner } from "../../src/run.ts";
-import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 import { command } from "./command.ts";
 
 let folder: string;

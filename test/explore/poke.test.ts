@@ -5,11 +5,11 @@ import { afterEach, describe, expect, test, vi } from "vitest";
 import { type Addr, offset } from "../../src/base/addr.ts";
 import { seeded } from "../../src/explore/chooser.ts";
 import { type Exploration, explore } from "../../src/explore/explore.ts";
+import { POKE_WAYS, type PokeSettings } from "../../src/explore/settings.ts";
 import { WRITERS, type Writer } from "../../src/ftrace/textPoke.ts";
 import * as holding from "../../src/kernel/quiescence.ts";
 import { PokedSite, type PokeOptions } from "../../src/poke.ts";
 import { explorePoke, replayPoke } from "../../src/pokeRun.ts";
-import { POKE_WAYS, type PokeSettings } from "../../src/settings.ts";
 import { NO_GCC, partsWith } from "../kernel/compiled.ts";
 import { acting, POKE_DEFECTS, RIGHT } from "./pokeDefects.ts";
 

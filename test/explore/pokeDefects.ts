@@ -3,6 +3,7 @@
 // The poker's are other sequences of what it does; the kernel's change some text of its sources.
 
 import { type Addr, offset } from "../../src/base/addr.ts";
+import type { PokeSettings } from "../../src/explore/settings.ts";
 import { BP_PATCHING_DESC, OPCODE, TEXT_POKE_LOC } from "../../src/ftrace/layout.ts";
 import { targetOf } from "../../src/ftrace/site.ts";
 import type { TextPoke } from "../../src/ftrace/textPoke.ts";
@@ -12,7 +13,6 @@ import type { Lab } from "../../src/lab.ts";
 import type { Step } from "../../src/machine/agenda.ts";
 import { StructView } from "../../src/machine/struct.ts";
 import type { PokeOptions } from "../../src/poke.ts";
-import type { PokeSettings } from "../../src/settings.ts";
 import type { Change } from "../kernel/compiled.ts";
 
 /** Makes steps of one act of the poker's. */

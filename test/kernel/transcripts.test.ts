@@ -3,8 +3,8 @@
 import { describe, expect, test } from "vitest";
 import { offset } from "../../src/base/addr.ts";
 import { seeded } from "../../src/explore/chooser.ts";
+import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { Runner } from "../../src/run.ts";
-import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 import { compare } from "../transcript.ts";
 import { Userland } from "./userland.ts";
 

@@ -2,8 +2,8 @@
 
 import { describe, expect, test } from "vitest";
 import { seeded } from "../../src/explore/chooser.ts";
+import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { Runner } from "../../src/run.ts";
-import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 import { NO_GCC, partsWith } from "../kernel/compiled.ts";
 import { KERNEL_DEFECTS } from "./kernelDefects.ts";
 

@@ -7,9 +7,9 @@ import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { FIRST } from "../../src/base/chooser.ts";
 import { recorded, scripted, seeded } from "../../src/explore/chooser.ts";
+import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { readRecord, writeRecord } from "../../src/record.ts";
 import { type RunFacts, Runner } from "../../src/run.ts";
-import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 
 const runners = new Map<number, Runner>();
 /** A runner with so many vCPUs, made once. */

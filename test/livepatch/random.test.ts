@@ -6,10 +6,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { recorded } from "../../src/explore/chooser.ts";
+import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { WEAKENINGS, type Weakening } from "../../src/livepatch/options.ts";
 import { readRecord, writeRecord } from "../../src/record.ts";
 import { type RunFacts, Runner } from "../../src/run.ts";
-import { DEFAULT_SETTINGS } from "../../src/settings.ts";
 import { NO_GCC, partsWith } from "../kernel/compiled.ts";
 
 const SHORT = { ...DEFAULT_SETTINGS, vcpus: 4, rounds: 1, patches: true, budget: 100_000 };

@@ -1,7 +1,7 @@
 // What decides a run of the kernel with its patients, beside what is chosen in it.
 
-import type { Writer } from "./ftrace/textPoke.ts";
-import type { LogLevel, Weakening } from "./livepatch/options.ts";
+import type { Writer } from "../ftrace/textPoke.ts";
+import type { LogLevel, Weakening } from "../livepatch/options.ts";
 
 export interface RunSettings {
   readonly vcpus: number;
