@@ -4,10 +4,11 @@
 int klp_target_state = KLP_UNDEFINED;
 
 /*
- * Called at the boundary to user mode and in the idle loop. The flag is cleared before the target is read: whoever
+ * Called at the boundary to user mode and in the idle loop, without a look at the stack: so nothing that leads here can be patched
+ * itself. The flag is cleared before the target is read: whoever
  * starts a transition writes the target before it sets the flags.
  */
-void klp_update_patch_state(struct task *task)
+notrace void klp_update_patch_state(struct task *task)
 {
 	preempt_disable();
 	if (__atomic_fetch_and(&task->thread_flags, ~TIF_PATCH_PENDING, __ATOMIC_SEQ_CST) & TIF_PATCH_PENDING)

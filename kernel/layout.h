@@ -273,7 +273,8 @@ struct cpu {
 	u64 touched;
 	u64 devices;
 	u64 tick_at;
-	int sync_pending;
+	int sync_wanted;
+	int sync_done;
 	struct task *kick;
 } __attribute__((aligned(8)));
 _Static_assert(__builtin_offsetof(struct cpu, current) == 0, "");
@@ -306,7 +307,8 @@ _Static_assert(__builtin_offsetof(struct cpu, stop_argument) == 176, "");
 _Static_assert(__builtin_offsetof(struct cpu, touched) == 184, "");
 _Static_assert(__builtin_offsetof(struct cpu, devices) == 192, "");
 _Static_assert(__builtin_offsetof(struct cpu, tick_at) == 200, "");
-_Static_assert(__builtin_offsetof(struct cpu, sync_pending) == 208, "");
+_Static_assert(__builtin_offsetof(struct cpu, sync_wanted) == 208, "");
+_Static_assert(__builtin_offsetof(struct cpu, sync_done) == 212, "");
 _Static_assert(__builtin_offsetof(struct cpu, kick) == 216, "");
 _Static_assert(sizeof(struct cpu) == 224, "");
 
@@ -505,7 +507,7 @@ _Static_assert(sizeof(struct file_operations) == 16, "");
 #define HC_UNMAP_MODULE 10
 #define HC_FTRACE 11
 #define HC_KMALLOC 12
-#define HC_KFREE 13
+#define HC_KFREE_RCU 13
 #define HC_MODULE_NOTIFY 14
 #define HC_MODULE_NOTIFIED 15
 #define HC_KLP_TRY_SWITCH 16

@@ -108,13 +108,21 @@ noinline u64 mix(u64 x)
 	return x;
 }
 
+/* Where a busy thread looks at its own stack, this is on it. */
+noinline u64 churn(u64 x)
+{
+	x = mix(x);
+	cond_resched();
+	return mix(x);
+}
+
 void busy(void *unused)
 {
 	u64 x = 1;
 
 	(void)unused;
 	while (!kthread_should_stop()) {
-		x = mix(x);
+		x = churn(x);
 		cond_resched();
 		done(BUSY);
 	}

@@ -335,7 +335,7 @@ long set_cpus_allowed(struct task *task, u64 allowed)
 /* Moves a task's patch state on, where it is outside of the kernel's code. */
 void klp_update_patch_state(struct task *task);
 
-void noreturn cpu_idle(void)
+notrace void noreturn cpu_idle(void)
 {
 	struct cpu *cpu = this_cpu_struct();
 

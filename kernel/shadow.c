@@ -17,13 +17,15 @@ static struct klp_shadow **bucket_of(void *obj)
 	return &buckets[((u64)obj >> 4) % BUCKETS];
 }
 
-/* With the lock held. */
+/*
+ * With the lock held, or preemption off: one is in its list when all of it is there, and goes when nobody is at it any more.
+ */
 static struct klp_shadow *find(void *obj, u64 id)
 {
-	struct klp_shadow *shadow = *bucket_of(obj);
+	struct klp_shadow *shadow = smp_load_acquire(bucket_of(obj));
 
 	while (shadow && (shadow->obj != obj || shadow->id != id))
-		shadow = shadow->next;
+		shadow = smp_load_acquire(&shadow->next);
 	return shadow;
 }
 
@@ -36,15 +38,17 @@ static void release(struct klp_shadow *shadow, klp_shadow_dtor_t dtor)
 {
 	if (dtor)
 		dtor(shadow->obj, data_of(shadow));
-	hypercall(HC_KFREE, (long)shadow, (long)(sizeof(*shadow) + shadow->data_size), 0);
+	hypercall(HC_KFREE_RCU, (long)shadow, (long)(sizeof(*shadow) + shadow->data_size), 0);
 }
 
+/* Takes no lock, so that constructors, destructors and interrupts may call it. The data is the caller's to keep from going. */
 void *klp_shadow_get(void *obj, u64 id)
 {
-	u64 flags = spin_lock_irqsave(&shadow_lock);
-	void *data = data_of(find(obj, id));
+	void *data;
 
-	spin_unlock_irqrestore(&shadow_lock, flags);
+	preempt_disable();
+	data = data_of(find(obj, id));
+	preempt_enable();
 	return data;
 }
 
@@ -55,6 +59,7 @@ static void *get_or_alloc(void *obj, u64 id, u64 size, klp_shadow_ctor_t ctor, v
 	struct klp_shadow *old;
 	char *byte;
 	u64 flags;
+	int error;
 
 	if (!new)
 		return NULL;
@@ -65,19 +70,29 @@ static void *get_or_alloc(void *obj, u64 id, u64 size, klp_shadow_ctor_t ctor, v
 	new->data_size = size;
 	flags = spin_lock_irqsave(&shadow_lock);
 	old = find(obj, id);
-	/* With the lock held: nobody sees what is not made yet. */
-	if (old || (ctor && ctor(obj, data_of(new), ctor_data))) {
+	if (old) {
 		spin_unlock_irqrestore(&shadow_lock, flags);
 		release(new, NULL);
-		return may_exist ? data_of(old) : NULL;
+		if (may_exist)
+			return data_of(old);
+		printk("Duplicate shadow variable <%p, %lx>\n", (u64)obj, id);
+		return NULL;
+	}
+	/* With the lock held: nobody sees what is not made yet. */
+	error = ctor ? ctor(obj, data_of(new), ctor_data) : 0;
+	if (error) {
+		spin_unlock_irqrestore(&shadow_lock, flags);
+		release(new, NULL);
+		printk("Failed to construct shadow variable <%p, %lx> (%d)\n", (u64)obj, id, error);
+		return NULL;
 	}
 	new->next = *bucket_of(obj);
-	*bucket_of(obj) = new;
+	smp_store_release(bucket_of(obj), new);
 	spin_unlock_irqrestore(&shadow_lock, flags);
 	return data_of(new);
 }
 
-/* NULL if there is one already. */
+/* NULL, and a line of the log, if there is one already. */
 void *klp_shadow_alloc(void *obj, u64 id, u64 size, klp_shadow_ctor_t ctor, void *ctor_data)
 {
 	return get_or_alloc(obj, id, size, ctor, ctor_data, 0);
@@ -99,7 +114,7 @@ void klp_shadow_free(void *obj, u64 id, klp_shadow_dtor_t dtor)
 	if (shadow) {
 		while (*at != shadow)
 			at = &(*at)->next;
-		*at = shadow->next;
+		WRITE_ONCE(*at, shadow->next);
 		release(shadow, dtor);
 	}
 	spin_unlock_irqrestore(&shadow_lock, flags);
@@ -121,7 +136,7 @@ void klp_shadow_free_all(u64 id, klp_shadow_dtor_t dtor)
 				at = &shadow->next;
 				continue;
 			}
-			*at = shadow->next;
+			WRITE_ONCE(*at, shadow->next);
 			release(shadow, dtor);
 		}
 	}

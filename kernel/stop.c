@@ -34,9 +34,12 @@ static void sync_core(void *unused);
 
 void handle_call_function(struct cpu *cpu)
 {
-	if (smp_load_acquire(&cpu->sync_pending)) {
+	int wanted = smp_load_acquire(&cpu->sync_wanted);
+
+	/* Read before, told after: whoever asks in between is served by the next interrupt. */
+	if (wanted != cpu->sync_done) {
 		sync_core(NULL);
-		smp_store_release(&cpu->sync_pending, 0);
+		smp_store_release(&cpu->sync_done, wanted);
 	}
 	if (smp_load_acquire(&cpu->kick)) {
 		if (cpu->kick->flags & PF_KTHREAD)

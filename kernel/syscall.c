@@ -89,7 +89,7 @@ void klp_update_patch_state(struct task *task);
 
 #define EXIT_WORK (TIF_NEED_RESCHED | TIF_SIGPENDING | TIF_NOTIFY_SIGNAL | TIF_PATCH_PENDING)
 
-void exit_to_user_mode(struct pt_regs *regs)
+notrace void exit_to_user_mode(struct pt_regs *regs)
 {
 	int work;
 
@@ -106,7 +106,7 @@ void exit_to_user_mode(struct pt_regs *regs)
 }
 
 /* From asm/entry.S with interrupts off; whether sysret may go back, which takes ip and flags from rcx and r11. */
-int do_syscall_64(struct pt_regs *regs, u64 number)
+notrace int do_syscall_64(struct pt_regs *regs, u64 number)
 {
 	local_irq_enable();
 	if (number == NR_clone)

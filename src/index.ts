@@ -31,6 +31,7 @@ export {
   type Weakening,
 } from "./livepatch/options.ts";
 export type {
+  CallbackObject,
   Callbacks,
   FunctionSpec,
   ObjectSpec,
@@ -39,6 +40,7 @@ export type {
   PatchSpec,
   StateSpec,
 } from "./livepatch/patch.ts";
+export type { Request, RequestState } from "./livepatch/request.ts";
 export type { Sysfs } from "./livepatch/sysfs.ts";
 export type { CallFrame, InterruptFrame, TrueFrame } from "./machine/callChain.ts";
 export type { Exit, Fault } from "./machine/exit.ts";

@@ -22,8 +22,9 @@ import { liveStart, type UnwindingParts } from "./kernel/unwindContext.ts";
 import { Livepatch } from "./livepatch/livepatch.ts";
 import type { Patch, PatchSpec } from "./livepatch/patch.ts";
 import { Redirect } from "./livepatch/redirect.ts";
+import type { Request } from "./livepatch/request.ts";
 import { Sysfs } from "./livepatch/sysfs.ts";
-import { Agenda } from "./machine/agenda.ts";
+import { Agenda, until } from "./machine/agenda.ts";
 import { describeExit, type Exit } from "./machine/exit.ts";
 import { Heap } from "./machine/heap.ts";
 import { Machine } from "./machine/machine.ts";
@@ -197,6 +198,33 @@ export class Lab {
   }
 
   /**
+   * The opposite: disables the patch and, once it is gone, removes and withdraws the module that `patch` has made for it, so that
+   * another one of that name can come. A module that something else needs, or that a forced transition was left with, stays.
+   */
+  unpatch(patch: Patch): Request {
+    const { livepatch, modules, kernel } = this;
+    const request = livepatch.disable(patch);
+    const isThere = () => livepatch.patches.includes(patch);
+    // Or refused, or turned round: then it stays.
+    const isOver = () =>
+      !isThere() ||
+      request.refusal !== undefined ||
+      (request.state.kind === "taken" && patch.enabled && livepatch.transition?.patch !== patch);
+    const isFree = () => modules.loaded.some(({ name, users }) => name === patch.name && users === 0);
+    kernel.agenda.add(`discard ${patch}`, [
+      {
+        what: `wait until ${patch} is gone`,
+        ready: isOver,
+        run: () =>
+          isThere() || patch.forced
+            ? undefined
+            : [until(`nobody needs ${patch}'s module`, isFree), ...modules.discard(patch.name)],
+      },
+    ]);
+    return request;
+  }
+
+  /**
    * Links objects as a program of a user's and maps it where user code can have it. It is no part of the kernel's code: no
    * address of it is one that a walk may return to. `kernel.createUserTask` runs it.
    */
@@ -248,6 +276,7 @@ export class Lab {
       const advice = this.overflowed(vcpu, exit) ? OVERFLOW : adviseExit(exit);
       refuse("call-failed", { what: this.describe(exit), advice });
     }
+    this.kernel.agenda.finish(); // what has waited for it
     return vcpu.get("rax");
   }
 

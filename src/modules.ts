@@ -68,7 +68,9 @@ export class Modules implements ModuleLoader {
   /** Links `objects` against one another and what is loaded or offered, as module `name`, which guest code may load. */
   offer(name: string, objects: readonly ObjectFile[]): Image {
     const { heap } = this.parts;
-    if (this.offers.has(name)) refuse("module-loaded", { name });
+    const known = this.offers.get(name);
+    if (known !== undefined)
+      refuse("module-offered", { name, state: isUnformed(known) ? "offered" : "loaded" });
     const externals = (symbol: string) =>
       [this.parts.kernel, ...[...this.offers.values()].map(({ image }) => image)]
         .map((image) => image.exported(symbol))
@@ -263,4 +265,8 @@ export class Modules implements ModuleLoader {
     code.addImage(image);
     ftrace.addImage(image);
   }
+}
+
+function isUnformed({ struct }: Offer): boolean {
+  return struct.getNumber("state") === MODULE_STATE.MODULE_STATE_UNFORMED;
 }

@@ -2,8 +2,8 @@
 
 import { readInput } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
-import type { Choices } from "./explore/chooser.ts";
-import type { RunSettings } from "./explore/settings.ts";
+import { type Choices, countOf } from "./explore/chooser.ts";
+import { MAX_COPIES, MAX_VCPUS, type RunSettings } from "./explore/settings.ts";
 import { LOG_LEVELS, WEAKENINGS } from "./livepatch/options.ts";
 
 export interface RunRecord {
@@ -30,7 +30,7 @@ export function writeRecord(record: RunRecord): string {
 
 /** As records have them: one that lacks some does not pass for a shorter one. */
 export function counted({ kinds, answers }: Choices) {
-  return { kinds, count: answers.length / 3, answers };
+  return { kinds, count: countOf({ kinds, answers }), answers };
 }
 
 /** Refuses what `writeRecord` has not written. */
@@ -38,11 +38,13 @@ export function readRecord(path: string): RunRecord {
   const refused = (what: string) => refuse("record-file", { file: path, what });
   const top = readDocument(path, FORMAT, refused);
   const settings = top.object("settings");
+  if (!settings.flag("patches") && settings.list("weakened").length > 0)
+    refused("it weakens live patching, and has none");
   const end = top.object("end");
   return {
     settings: {
-      vcpus: settings.whole("vcpus", 1),
-      copies: settings.whole("copies", 1),
+      vcpus: settings.whole("vcpus", 1, MAX_VCPUS),
+      copies: settings.whole("copies", 1, MAX_COPIES),
       rounds: settings.whole("rounds", 1),
       budget: settings.whole("budget", 1),
       patches: settings.flag("patches"),

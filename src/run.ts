@@ -24,7 +24,7 @@ const FEW_INTERRUPTIONS: readonly Interruption[] = [
 const STEP_SHARE = 2;
 const PATCHING = { slices: SHORT_SLICES, interruptions: FEW_INTERRUPTIONS, stepShare: STEP_SHARE };
 /** Instructions within which all patches have to be gone. */
-const WINDING_BUDGET = 20_000_000;
+const WINDING_BUDGET = 8_000_000;
 const WOUND = "all patches are gone";
 
 export interface RunOptions {
@@ -99,13 +99,13 @@ export class Runner {
     const conductor = lab.conductor({ chooser: recorder, ...slices });
     this.patients.begin();
     const invariants = lab.invariants();
-    const universe = this.operator?.begin(recorder);
+    const judge = this.operator?.begin(recorder);
     let looks = 0;
     const look = () => {
       if (++looks % PROGRESS_EVERY === 0) onProgress?.(machine.instructions - before);
       if (every === 0 || looks % every !== 0) return undefined;
       const violation = invariants.check();
-      return violation === undefined ? universe?.check() : `${violation.rule}: ${violation.what}`;
+      return violation === undefined ? judge?.() : `${violation.rule}: ${violation.what}`;
     };
     const watch = () => {
       const wrong = look();
@@ -134,7 +134,8 @@ export class Runner {
       ...{ task: String(task), reason: kind },
       ...{ why, advice, stack },
     }));
-    return { patch: transition.patch.name, target: transition.target, blockers };
+    const { waitsFor = null } = livepatch;
+    return { patch: transition.patch.name, target: transition.target, blockers, waitsFor };
   }
 
   /** Disables all patches, one by one, while everybody runs on: what is wrong with that, or with what is left. */

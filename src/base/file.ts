@@ -1,9 +1,18 @@
 // Files: those of the package, by their path in it, and any other. Refuses what cannot be read.
 
-import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  constants,
+  existsSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { refuse } from "./refuse.ts";
+import { Refusal, refuse } from "./refuse.ts";
 
 /** The folder of the package: sources and build output lie at different depths below it. */
 export const PACKAGE_ROOT = packageRoot();
@@ -23,8 +32,18 @@ export function readInput(path: string): Uint8Array {
   try {
     return readFileSync(path);
   } catch (error) {
-    const why = error instanceof Error && "code" in error ? String(error.code) : String(error);
-    return refuse("unreadable", { file: path, why });
+    return refuse("unreadable", { file: path, why: reasonOf(error) });
+  }
+}
+
+/** Refuses a path that `writeOutput` could not write to, before there is anything to write. */
+export function refuseUnwritable(path: string): void {
+  try {
+    accessSync(dirname(path), constants.W_OK);
+    if (existsSync(path) && statSync(path).isDirectory()) refuse("unwritable", { file: path, why: "EISDIR" });
+  } catch (error) {
+    if (error instanceof Refusal) throw error;
+    refuse("unwritable", { file: path, why: reasonOf(error) });
   }
 }
 
@@ -36,9 +55,13 @@ export function writeOutput(path: string, text: string): void {
     renameSync(unfinished, path);
   } catch (error) {
     rmSync(unfinished, { force: true });
-    const why = error instanceof Error && "code" in error ? String(error.code) : String(error);
-    refuse("unwritable", { file: path, why });
+    refuse("unwritable", { file: path, why: reasonOf(error) });
   }
+}
+
+/** The system's name for what went wrong, as ENOENT. */
+function reasonOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : String(error);
 }
 
 function packageRoot(): string {

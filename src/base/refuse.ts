@@ -13,7 +13,9 @@ export const REFUSALS = {
   "unknown-bench": "there is no benchmark '{what}'; there are: {known}",
   "already-mapped": "guest memory at {address} is mapped already; unmap it first or choose another address",
   "map-range": "{size} bytes from {address} on leave the canonical addresses; map less, or lower",
-  "module-loaded": "a module '{name}' is loaded already; give this one another name",
+  "module-loaded": "module '{name}' is loaded already; remove it first",
+  "module-offered":
+    "a module '{name}' is {state} already; take that away first (`modules.remove`, then `modules.withdraw`), or give this one another name",
   "no-module": "no module '{name}' is offered; offer it first",
   "unknown-mode": "there is no mode '{mode}'; there are: {known}",
   "unknown-unwinder":
@@ -74,12 +76,13 @@ export const REFUSALS = {
   "no-patch": "there is no patch '{name}'; enable it first",
   "klp-known": "{patch} is enabled already (EEXIST); disable it first, or give another one another name",
   "klp-empty": "{patch} has no objects (EINVAL); say what it replaces",
+  "klp-functions":
+    "{patch}: object '{object}' has no list of functions (EINVAL); give it `functions`, an empty list if it only has callbacks",
   "klp-busy": "another patch is in transition, and {patch} has to wait (EBUSY); see what blocks it",
   "klp-disabled": "{patch} is not enabled (EINVAL); a patch that was disabled is enabled as a new one",
   "klp-not-on-top": "{patch} lies below {top} (EBUSY); disable that first",
   "klp-no-transition": "{patch} is in no transition (EINVAL); there is nothing to turn round or to force",
-  "klp-no-symbol":
-    "{patch}: symbol '{func}' not found in symbol table of {object} (EINVAL); `fentrylab disasm` lists what an image has",
+  "klp-no-symbol": "{patch}: symbol '{func}' not found in symbol table of {object} (EINVAL); {hint}",
   "klp-no-position":
     "{patch}: symbol position {sympos} for symbol '{func}' in object '{object}' not found, of {count} (EINVAL); count from 1, by address",
   "klp-ambiguous":
@@ -92,8 +95,12 @@ export const REFUSALS = {
     "{place}: '{symbol}' of object '{object}' is not there when .klp.rela.vmlinux is applied (EINVAL); put it into .klp.rela.{object}",
   "klp-unresolved":
     "{patch}: {place} refers to '{symbol}' of object '{object}', which the patch does not have, and nothing would ever resolve it (EINVAL); give the patch that object",
+  "klp-replacement-module":
+    "{patch}: '{replacement}' is to replace '{func}', and no module '{patch}' is loaded that could have it (ENOENT); load that first (`lab.patch` does), or give an address",
   "klp-replacement-name":
-    "{patch}: the replacement '{replacement}' of '{func}' is no function of module '{patch}' (ENOENT); load that module first, or give an address",
+    "{patch}: '{replacement}' is to replace '{func}', and module '{patch}' has no function of that name (ENOENT); {hint}",
+  "klp-replacement-kind":
+    "{patch}: the replacement of '{func}' in object '{object}' is neither an address nor a name (EINVAL); give `symbol.address`, or what it is called in module '{patch}'",
   "klp-replacement":
     "{patch}: the replacement of '{func}' in object '{object}' is no function that anything loaded has (ENOENT); load its module first",
   "klp-no-site":
@@ -118,6 +125,10 @@ export const REFUSALS = {
   "klp-not-patched": "{patch}: object '{object}' could not be patched (EINVAL); the log says which call site",
   "klp-callback":
     "{patch}: the pre-patch callback of object '{object}' has refused ({error}); see what it looks for, and the log",
+  "klp-answer":
+    "{patch}: the pre-patch callback of object '{object}' has answered {answer} (EINVAL); it has to be 0, or the number of an error",
+  "klp-thrown":
+    "{patch}: the pre-patch callback of object '{object}' has thrown (EINVAL): {what}; mend it, or have it answer the number of an error",
   "klp-already": "{patch} is {state} already (EINVAL); write the other value",
   "sysfs-no-file": "{path} is not there (ENOENT); list the directory above it",
   "sysfs-directory": "{path} is a directory (EISDIR); read a file in it",
@@ -137,7 +148,7 @@ export const REFUSALS = {
   unwritable: "{file} cannot be written ({why}); choose another place",
   "record-file": "{file} is no record of a run: {what}; make one with `fentrylab run --record FILE`",
   "poke-record": "{file} is no record of a poke: {what}; make one with `fentrylab poke --record FILE`",
-  "weaken-alone": "--weaken is about what --patches does; give both",
+  "without-patches": "{option} is about what --patches does; give both",
   "replay-alone": "--replay has all of a run from its file; leave out {option}",
   "unknown-choice": "there is no {what} '{name}'; there are: {known}",
   "record-origin":
@@ -191,20 +202,26 @@ export type RefusalParams<C extends RefusalCode> = { [N in Names<(typeof REFUSAL
 export class Refusal extends Error {
   override readonly name = "Refusal";
   readonly code: RefusalCode;
+  /** The error's name in the kernel, as EBUSY, where it has one. */
+  readonly errno: string | undefined;
 
-  constructor(code: RefusalCode, message: string) {
+  constructor(code: RefusalCode, message: string, errno: string | undefined) {
     super(message);
     this.code = code;
+    this.errno = errno;
   }
 }
+
+/** Where a sentence of the catalogue has the kernel's error. */
+const ERRNO = /\((E[A-Z]+|\{error\})\)/;
 
 /** Throws the refusal `code` with its sentence filled in from `params`. */
 export function refuse<C extends RefusalCode>(code: C, params: RefusalParams<C>): never {
   const values: Record<string, string | number> = params;
-  const sentence = REFUSALS[code].replace(/\{(\w+)\}/g, (_, name: string) =>
-    String(values[name]).replace(/\s*\n\s*/g, " "),
-  );
-  throw new Refusal(code, sentence);
+  const fill = (text: string) =>
+    text.replace(/\{(\w+)\}/g, (_, name: string) => String(values[name]).replace(/\s*\n\s*/g, " "));
+  const errno = ERRNO.exec(REFUSALS[code])?.[1];
+  throw new Refusal(code, fill(REFUSALS[code]), errno && fill(errno));
 }
 
 /** A broken promise of our own code: never the input's fault. */

@@ -1,7 +1,7 @@
 // fentrylab poke [--writer WRITER] [--vcpus N] [--calls N] [--way on|off|both] [--record FILE]
 // fentrylab poke --replay FILE
 
-import { writeOutput } from "../base/file.ts";
+import { refuseUnwritable, writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
 import { POKE_WAYS } from "../explore/settings.ts";
 import { WRITERS, type Writer } from "../ftrace/textPoke.ts";
@@ -28,6 +28,7 @@ export async function printPoke({ replay, ...options }: PokeCommandOptions): Pro
   const writer = oneOf("writer", options.writer ?? "breakpoint", Object.keys(WRITERS) as Writer[]);
   const way = oneOf("way", options.way ?? "both", POKE_WAYS);
   const { calls = DEFAULT_CALLS, record } = options;
+  if (record !== undefined) refuseUnwritable(record);
   const all: PokeFacts[] = [];
   for (const vcpus of options.vcpus === undefined ? DEFAULT_VCPUS : [options.vcpus]) {
     const onProgress = (states: number) => showProgress(`${vcpus} vCPUs: ${states} states`);
@@ -36,7 +37,6 @@ export async function printPoke({ replay, ...options }: PokeCommandOptions): Pro
     if (all.at(-1)?.finding !== null) break;
   }
   const last = all.at(-1);
-  if (record !== undefined && last !== undefined) writeOutput(record, writePokeRecord(last.record));
   const held = all.every(({ finding }) => finding === null);
   const explored = all.map(({ settings, states, transitions, deepest, finding }) => ({
     ...{ settings, states, transitions, deepest, finding },
@@ -44,6 +44,7 @@ export async function printPoke({ replay, ...options }: PokeCommandOptions): Pro
   const report = { explored, ...(held || last === undefined ? {} : { lines: last.lines }) };
   if (options.json) printJson(report);
   else process.stdout.write(renderPoke(report, record));
+  if (record !== undefined && last !== undefined) writeOutput(record, writePokeRecord(last.record));
   return held;
 }
 

@@ -187,7 +187,7 @@ function createProgram(checked: (held: boolean) => void): Command {
       .addOption(
         new Option("--log-level <level>", "of live patching's messages, the least weighty that are logged")
           .choices(LOG_LEVELS)
-          .default("debug"),
+          .default(DEFAULT_SETTINGS.logLevel),
       )
       .option("--record <file>", "write down the last run, for `fentrylab replay`"),
   ).action(async (options) => checked(await (await import("./run.ts")).printRun(options)));

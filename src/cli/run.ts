@@ -2,10 +2,10 @@
 //   [--weaken WHAT] [--record FILE] [--log] [--log-level LEVEL] [--tasks]
 // fentrylab replay FILE [--log] [--tasks]
 
-import { writeOutput } from "../base/file.ts";
+import { refuseUnwritable, writeOutput } from "../base/file.ts";
 import { refuse } from "../base/refuse.ts";
-import { recorded } from "../explore/chooser.ts";
-import type { RunSettings } from "../explore/settings.ts";
+import { countOf, recorded } from "../explore/chooser.ts";
+import { DEFAULT_SETTINGS, type RunSettings } from "../explore/settings.ts";
 import type { LogLevel, Weakening } from "../livepatch/options.ts";
 import { readRecord, writeRecord } from "../record.ts";
 import { type ReplayReport, type RunReport, renderReplay, renderRun } from "../report/run.ts";
@@ -29,7 +29,10 @@ interface RunCommandOptions extends ShownOptions, Omit<RunSettings, "patches" | 
 export async function printRun(options: RunCommandOptions): Promise<boolean> {
   const { seed: first, seeds, every, vcpus, copies, rounds, budget, record, logLevel } = options;
   const { patches = false, weaken: weakened } = options;
-  if (weakened.length > 0 && !patches) refuse("weaken-alone", {});
+  if (weakened.length > 0 && !patches) refuse("without-patches", { option: "--weaken" });
+  if (logLevel !== DEFAULT_SETTINGS.logLevel && !patches)
+    refuse("without-patches", { option: "--log-level" });
+  if (record !== undefined) refuseUnwritable(record); // now, and not when all is over
   const settings: RunSettings = { vcpus, copies, rounds, budget, patches, weakened, every, logLevel };
   const runner = await Runner.open(settings);
   let [seed, total] = [first, 0];
@@ -45,8 +48,6 @@ export async function printRun(options: RunCommandOptions): Promise<boolean> {
     clearProgress();
     const { end: kind, finding, instructions, hash, choices } = facts;
     const end = { kind, finding, instructions, hash };
-    if (record !== undefined)
-      writeOutput(record, writeRecord({ settings, seed, origin: runner.origin, choices, end }));
     const report: RunReport = {
       settings,
       seed,
@@ -58,6 +59,8 @@ export async function printRun(options: RunCommandOptions): Promise<boolean> {
     };
     if (options.json) printJson(report);
     else process.stdout.write(renderRun(report));
+    if (record !== undefined)
+      writeOutput(record, writeRecord({ settings, seed, origin: runner.origin, choices, end }));
     return facts.finding === null;
   }
 }
@@ -74,7 +77,11 @@ export async function printReplay(path: string, options: ShownOptions): Promise<
   clearProgress();
   const { end } = record;
   const same =
-    facts.hash === end.hash && facts.instructions === end.instructions && facts.finding === end.finding;
+    facts.hash === end.hash &&
+    facts.instructions === end.instructions &&
+    facts.finding === end.finding &&
+    facts.end === end.kind &&
+    countOf(facts.choices) === countOf(record.choices);
   const report: ReplayReport = {
     settings: record.settings,
     seed: record.seed,
@@ -93,7 +100,7 @@ function shownFacts({
   choices,
   ...facts
 }: RunFacts): Omit<RunFacts, "choices"> & { readonly choices: number } {
-  return { ...facts, choices: choices.answers.length / 3 };
+  return { ...facts, choices: countOf(choices) };
 }
 
 function shown(

@@ -56,6 +56,14 @@ export interface Choices {
   readonly answers: readonly number[];
 }
 
+/** Numbers of a choice in `answers`. */
+const STRIDE = 3;
+
+/** How many choices there are. */
+export function countOf({ answers }: Choices): number {
+  return answers.length / STRIDE;
+}
+
 /** Passes questions on to `chooser`, and notes them with their answers. */
 export class Recorder implements Chooser {
   private readonly chooser: Chooser;
@@ -73,7 +81,7 @@ export class Recorder implements Chooser {
 
   /** How many questions there were. */
   get length(): number {
-    return this.noted.length / 3;
+    return countOf(this.choices);
   }
 
   get choices(): Choices {
@@ -87,11 +95,11 @@ export function recorded({ kinds, answers }: Choices): Chooser {
   return {
     choose(kind, count) {
       const at = next;
-      next += 3;
-      if (at >= answers.length) return refuse("record-over", { kind, index: at / 3 });
+      next += STRIDE;
+      const index = at / STRIDE;
+      if (at >= answers.length) return refuse("record-over", { kind, index });
       const [then, of, answer] = [kinds[answers[at]!]!, answers[at + 1]!, answers[at + 2]!];
-      if (then !== kind || of !== count)
-        return refuse("record-differs", { index: at / 3, kind, count, then, of });
+      if (then !== kind || of !== count) return refuse("record-differs", { index, kind, count, then, of });
       return answer;
     },
   };

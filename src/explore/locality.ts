@@ -54,13 +54,14 @@ export class Locality {
       return [irqStack, ...exceptionStacks, ...(task === undefined ? [] : [task.stack])];
     });
     this.ranges = cpus.map(({ struct }, n) => {
-      // Whoever has a CPU serialise writes this one, and waits for it.
-      const pending = offset(struct.at, CPU.fields.sync_pending.offset);
+      // Whoever has a CPU serialise writes the one, and waits for the other.
+      const { sync_wanted, sync_done } = CPU.fields;
+      const wanted = offset(struct.at, sync_wanted.offset);
       const task = tasks[n]?.struct.at;
       return [
         ...this.stacks[n]!,
-        { low: struct.at, high: pending },
-        { low: offset(pending, CPU.fields.sync_pending.size), high: offset(struct.at, CPU.size) },
+        { low: struct.at, high: wanted },
+        { low: offset(struct.at, sync_done.offset + sync_done.size), high: offset(struct.at, CPU.size) },
         ...(task === undefined ? [] : [{ low: task, high: offset(task, TASK.size) }]),
         ...own(n),
       ];

@@ -1,7 +1,7 @@
 // What decides a run of the kernel with its patients, beside what is chosen in it.
 
 import type { Writer } from "../ftrace/textPoke.ts";
-import type { LogLevel, Weakening } from "../livepatch/options.ts";
+import { DEFAULT_LOG_LEVEL, type LogLevel, type Weakening } from "../livepatch/options.ts";
 
 export interface RunSettings {
   readonly vcpus: number;
@@ -29,7 +29,7 @@ export const DEFAULT_SETTINGS: RunSettings = {
   patches: false,
   weakened: [],
   every: 4,
-  logLevel: "debug",
+  logLevel: DEFAULT_LOG_LEVEL,
 };
 
 /** More would not find a stack in their program (asm/user/patients.S). */

@@ -1,8 +1,7 @@
 // Call-site records, and the ops that sites are directed to.
 //
-// What is wanted of each site follows from who is registered; what text has is kept beside it, and steps on the agenda
-// bring the one to the other: whoever is new is linked for the list function, sites are rewritten, who has gone is
-// unlinked, and what was theirs is freed once nobody can be in it. Refuses, without a change, what cannot be.
+// What is wanted of each site follows from who is registered; what text has is kept beside it, and reconcile.ts brings the one to
+// the other, in steps on the agenda. Refuses, without a change, what cannot be.
 
 import { type Addr, hex } from "../base/addr.ts";
 import { hexBytes, sameBytes } from "../base/bytes.ts";
@@ -13,20 +12,21 @@ import { type Agenda, act, type Step } from "../machine/agenda.ts";
 import type { Heap } from "../machine/heap.ts";
 import { type Keeper, Kept } from "../machine/kept.ts";
 import type { Memory } from "../machine/memory.ts";
-import { Pool } from "../machine/pool.ts";
+import { POISON, Pool } from "../machine/pool.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
 import { StructView } from "../machine/struct.ts";
 import { refuseConflicts } from "./conflict.ts";
 import { matches, type Pattern } from "./filter.ts";
 import { FTRACE_OPS, FTRACE_OPS_FLAG, TRACED_CALL } from "./layout.ts";
 import { bugLines, enabledFunctions, type Name } from "./listing.ts";
-import { type DirectOptions, FtraceOps, type OpsOptions } from "./ops.ts";
+import { type DirectOptions, FtraceOps, flagsOf, type OpsOptions, type OpsParts } from "./ops.ts";
 import { OpsList } from "./opsList.ts";
 import { Reclaimer } from "./reclaim.ts";
-import { bytesOf, FtraceRecord, NOP, type Registry, type Target } from "./record.ts";
+import { FTRACE_STRAND, Reconciler } from "./reconcile.ts";
+import { FtraceRecord, NOP, type Registry, type Target } from "./record.ts";
 import { callBytes, NOP5, SITE_SIZE } from "./site.ts";
-import { type PokeFailure, type TextPoke, TextPoker } from "./textPoke.ts";
-import { makeTrampoline, TEMPLATES, type TemplateKind, type TrampolineParts } from "./trampoline.ts";
+import { TextPoker } from "./textPoke.ts";
+import { makeTrampoline, TEMPLATES, type TrampolineParts, templateFor } from "./trampoline.ts";
 
 export type { DirectOptions, FtraceOps, OpsOptions, TracedCall } from "./ops.ts";
 export type { FtraceRecord, Target } from "./record.ts";
@@ -54,8 +54,6 @@ export interface FtraceParts {
 
 /** Where indirect-branch tracking is on, the site comes after `endbr64`. */
 const ENDBR_SIZE = 4;
-/** What is done about sites is done by this strand of the agenda. */
-export const FTRACE_STRAND = "ftrace";
 
 export class Ftrace {
   readonly poker: TextPoker;
@@ -63,22 +61,16 @@ export class Ftrace {
   private readonly registry: Kept<Registry>;
   private readonly data: Pool;
   private readonly trampolines: TrampolineParts;
-  private readonly list: OpsList;
+  private readonly reconciler: Reconciler;
   private readonly reclaimer: Reclaimer;
-  private failure: PokeFailure | undefined;
 
   constructor(parts: FtraceParts) {
     const { keeper, memory, image, code, agenda, grace, holder } = parts;
     this.parts = parts;
     this.data = new Pool(parts.heap, keeper);
     const { data } = this;
-    this.trampolines = { image, memory, code, text: new Pool(parts.text, keeper) };
+    this.trampolines = { image, memory, code, text: new Pool(parts.text, keeper, POISON.text) };
     this.reclaimer = new Reclaimer({ agenda, trampolines: this.trampolines, data, holder, grace });
-    const head = image.symbol("ftrace_ops_list").address;
-    this.list = new OpsList({
-      ...{ memory, pool: data, head, grace },
-      retire: (ops, hash) => this.reclaimer.set(ops, hash),
-    });
     this.registry = new Kept<Registry>(keeper, {
       records: new Map(),
       ops: [],
@@ -95,7 +87,20 @@ export class Ftrace {
       desc: image.symbol("bp_desc").address,
       serialise: parts.serialise,
       name: this.name,
-      isThere: (ip) => this.at(ip) !== undefined,
+    });
+    this.reconciler = new Reconciler({
+      registry: this.registry,
+      agenda,
+      poker: this.poker,
+      list: new OpsList({
+        ...{ memory, pool: data, head: image.symbol("ftrace_ops_list").address, grace },
+        retire: (ops, hash) => this.reclaimer.set(ops, hash),
+      }),
+      reclaimer: this.reclaimer,
+      wanted: (record) => this.wanted(record),
+      report: (record, failure, to) => {
+        for (const line of bugLines(record, failure, to, this.name)) parts.print(line);
+      },
     });
     this.addImage(image);
   }
@@ -143,10 +148,10 @@ export class Ftrace {
       ...records.map((record) => [record.ip, record] as const),
     ]);
     this.set({ records: all });
-    const wanting = this.registry.value.ops.filter((ops) => records.some((record) => wants(ops, record)));
+    const wanting = this.registry.value.ops.filter((ops) => records.some((record) => ops.wants(record)));
     if (wanting.length === 0) return;
     for (const ops of wanting) this.resolve(ops);
-    this.parts.agenda.add(FTRACE_STRAND, this.reconcile());
+    this.reconciler.follow();
   }
 
   /** Forgets the sites of an image that is going to be unloaded, whatever they do: nothing executes them any more. */
@@ -174,16 +179,11 @@ export class Ftrace {
   makeOps(options: OpsOptions): FtraceOps {
     const { handler } = options;
     const isGuests = typeof handler === "number";
-    const flags =
-      flag(options.saveRegs, "FTRACE_OPS_FL_SAVE_REGS") |
-      flag(options.recursion, "FTRACE_OPS_FL_RECURSION") |
-      flag(options.ipmodify, "FTRACE_OPS_FL_IPMODIFY") |
-      flag(options.permanent, "FTRACE_OPS_FL_PERMANENT");
     return this.addOps(options.name, {
       func: isGuests ? handler : this.symbol("ftrace_hypercall_func"),
       call: isGuests ? undefined : handler,
       own: options.own ?? 0,
-      flags,
+      flags: flagsOf(options),
       direct: undefined,
       sharesIpmodify: false,
     });
@@ -219,7 +219,7 @@ export class Ftrace {
       ops.state.value = before;
       throw error;
     }
-    this.carryOut(() => {
+    this.reconciler.bringAbout(ops, () => {
       ops.change({ filter: before.filter, notrace: before.notrace });
       this.resolve(ops);
     });
@@ -232,31 +232,23 @@ export class Ftrace {
     if (!this.enabled && ops.has("FTRACE_OPS_FL_PERMANENT")) refuse("ops-permanent-off", { ops: ops.name });
     this.resolve(ops);
     refuseConflicts(ops, (ip) => this.at(ip));
-    ops.change({ registered: true, trampoline: ops.trampoline ?? this.makeTrampoline(ops) });
-    const { ops: all } = this.registry.value;
-    this.set({ ops: [...all, ops] });
-    this.carryOut(() => this.withdraw(ops));
+    this.admit(ops, this.registered.length);
+    this.reconciler.bringAbout(ops, () => this.withdraw(ops));
   }
 
   /** The opposite. What was the ops' is freed as soon as nobody can be in it. */
   unregister(ops: FtraceOps): void {
     if (!ops.isRegistered) refuse("ops-not-registered", { ops: ops.name });
-    const before = this.registry.value.ops;
+    const place = this.registered.indexOf(ops);
     this.withdraw(ops);
-    this.carryOut(() => {
-      ops.change({ registered: true });
-      this.set({ ops: before });
+    this.reconciler.bringAbout(ops, () => {
+      if (!ops.isRegistered && !ops.state.value.released) this.admit(ops, place);
     });
   }
 
   /** Whether all that follows from the ops' being registered, or not, has come about. */
   isDone(ops: FtraceOps): boolean {
-    if (this.isLinked(ops) !== ops.isRegistered) return false;
-    const { sites } = ops.state.value;
-    // What is being written may not be wanted any more.
-    if ([...this.registry.value.poked].some((ip) => sites.has(ip))) return false;
-    if (this.isLedTo(ops) && !ops.isRegistered) return false;
-    return this.changesAt(sites).length === 0;
+    return this.reconciler.isDone(ops);
   }
 
   /**
@@ -294,7 +286,7 @@ export class Ftrace {
     const { settled } = ops.state.value;
     if (to === settled) return;
     ops.change({ settled: to });
-    if (ops.isRegistered) this.carryOut(() => ops.change({ settled }));
+    if (ops.isRegistered) this.reconciler.bringAbout(ops, () => ops.change({ settled }));
   }
 
   /** Whether anybody is called: sysctl kernel.ftrace_enabled. */
@@ -307,7 +299,7 @@ export class Ftrace {
     const permanent = this.registered.find((ops) => ops.has("FTRACE_OPS_FL_PERMANENT"));
     if (!on && permanent !== undefined) refuse("ops-permanent", { ops: permanent.name });
     this.set({ enabled: on });
-    this.carryOut(() => this.set({ enabled: !on }));
+    this.reconciler.bringAbout("all", () => this.set({ enabled: !on }));
   }
 
   /** Has `ops` called at one more site. Refuses one that somebody is called at. */
@@ -345,7 +337,7 @@ export class Ftrace {
     return true;
   }
 
-  // ---- What is wanted, and how it comes about.
+  // ---- What is wanted: reconcile.ts brings it about.
 
   /** What the site's bytes are to be. */
   private wanted(record: FtraceRecord): Target {
@@ -361,118 +353,14 @@ export class Ftrace {
     return { kind: "call", to: trampoline!.address, by: first, regs: template === "regs" };
   }
 
-  /** Brings about what is wanted; if that fails `undo` says what is wanted instead, and it is refused. */
-  private carryOut(undo: () => void): void {
-    const { agenda } = this.parts;
-    this.failure = undefined;
-    agenda.add(FTRACE_STRAND, this.reconcile(undo));
-    const failure = this.failure as PokeFailure | undefined;
-    this.failure = undefined;
-    if (failure === undefined) return;
-    const [found, want] = [hexBytes(failure.found), hexBytes(failure.expected)];
-    refuse("site-bytes", { site: hex(failure.ip), found, want });
-  }
-
-  private reconcile(undo?: () => void): readonly Step[] {
-    const rewrite: Step = {
-      what: "rewrite sites",
-      run: () => {
-        const changes = this.changes();
-        this.set({ poked: new Set(changes.map(({ record }) => record.ip)) });
-        return this.poker.steps(
-          changes.map(({ poke }) => poke),
-          (failure) => {
-            this.set({ poked: new Set() });
-            if (failure === undefined) {
-              this.note(changes);
-              return [this.retire];
-            }
-            this.failure = failure;
-            this.report(failure, changes);
-            if (undo === undefined) {
-              // Nobody asked for this one: it is left alone from now on, and the others get what they want.
-              this.set({ broken: new Set([...this.registry.value.broken, failure.ip]) });
-              return this.reconcile();
-            }
-            undo();
-            // What is wanted now is what was before: there may be ops to link again, or to unlink.
-            return [this.link, this.retire];
-          },
-        );
-      },
-    };
-    return [this.link, rewrite];
-  }
-
-  /** Has the list function find whoever is registered, before any site leads to it. */
-  private readonly link: Step = {
-    what: "link ops",
-    ready: () => this.registered.every((ops) => this.isLinked(ops) || this.list.isFree(ops)),
-    run: () => {
-      this.set({ linked: this.list.link(this.registry.value.linked, this.registered) });
-      return undefined;
-    },
-  };
-
-  /**
-   * Unlinks who is registered no more, and has what was theirs freed. Not of those whom a site leads to yet: they were
-   * unregistered since the sites were looked at, and have their turn.
-   */
-  private readonly retire: Step = act("unlink ops", () => {
-    const { linked, known } = this.registry.value;
-    for (const ops of linked)
-      if (!ops.isRegistered) this.set({ linked: this.list.unlink(this.registry.value.linked, ops) });
-    for (const ops of known.values()) if (!ops.isRegistered && !this.isLedTo(ops)) this.reclaimer.retire(ops);
-  });
-
-  private isLinked(ops: FtraceOps): boolean {
-    return this.registry.value.linked.includes(ops);
-  }
-
-  /** Whether text at any site is the ops' own. */
-  private isLedTo(ops: FtraceOps): boolean {
-    return [...this.registry.value.text.values()].some(
-      (target) => target.kind !== "nop" && target.by === ops,
-    );
-  }
-
-  /** Sites whose text is not what is wanted, by address. */
-  private changes(): readonly Change[] {
-    const { text, ops } = this.registry.value;
-    const concerned = new Set([...text.keys(), ...ops.flatMap(({ state }) => [...state.value.sites])]);
-    return this.changesAt([...concerned].sort((a, b) => a - b));
-  }
-
-  private changesAt(sites: Iterable<Addr>): readonly Change[] {
-    const found: Change[] = [];
-    for (const ip of sites) {
-      const record = this.at(ip);
-      if (record === undefined || record.isBroken) continue;
-      const [from, to] = [record.target, this.wanted(record)];
-      const [old, bytes] = [bytesOf(record.ip, from), bytesOf(record.ip, to)];
-      if (sameBytes(old, bytes)) continue;
-      found.push({ record, to, poke: { ip: record.ip, old, new: bytes } });
-    }
-    return found;
-  }
-
-  private note(changes: readonly Change[]): void {
-    const text = new Map(this.registry.value.text);
-    for (const { record, to } of changes) {
-      if (to.kind === "nop" || this.at(record.ip) === undefined) text.delete(record.ip);
-      else text.set(record.ip, to);
-    }
-    this.set({ text });
-  }
-
-  private report(failure: PokeFailure, changes: readonly Change[]): void {
-    const change = changes.find(({ record }) => record.ip === failure.ip);
-    if (change === undefined) return;
-    for (const line of bugLines(change.record, failure, change.to, this.name)) this.parts.print(line);
-  }
-
   private readonly name: Name = (at) =>
     this.parts.code.describe(typeof at === "number" ? at : this.symbol(at));
+
+  /** Among those who are registered, in that place. */
+  private admit(ops: FtraceOps, place: number): void {
+    ops.change({ registered: true, trampoline: ops.trampoline ?? this.makeTrampoline(ops) });
+    this.set({ ops: this.registered.toSpliced(place, 0, ops) });
+  }
 
   private withdraw(ops: FtraceOps): void {
     ops.change({ registered: false });
@@ -481,18 +369,13 @@ export class Ftrace {
 
   /** Finds the sites that the ops wants. */
   private resolve(ops: FtraceOps): void {
-    const sites = this.records.filter((record) => wants(ops, record)).map(({ ip }) => ip);
+    const sites = this.records.filter((record) => ops.wants(record)).map(({ ip }) => ip);
     ops.change({ sites: new Set(sites) });
   }
 
   private addOps(
     name: string,
-    {
-      own,
-      ...parts
-    }: Omit<ConstructorParameters<typeof FtraceOps>[1], "name" | "struct"> & {
-      readonly own: Addr | number;
-    },
+    { own, ...parts }: Omit<OpsParts, "name" | "struct"> & { readonly own: Addr | number },
   ): FtraceOps {
     const { memory, keeper } = this.parts;
     const struct = new StructView(memory, FTRACE_OPS, this.data.take(FTRACE_OPS.size));
@@ -509,7 +392,7 @@ export class Ftrace {
   /** Whether no trampoline, and no list, leads to the ops any more. */
   private isLeft(ops: FtraceOps): boolean {
     const { trampoline, lingering } = ops.state.value;
-    return trampoline === undefined && lingering === 0 && !this.isLinked(ops);
+    return trampoline === undefined && lingering === 0 && !this.reconciler.isLinked(ops);
   }
 
   /** None for a direct ops, whose sites need none. */
@@ -530,27 +413,4 @@ export class Ftrace {
   private set(to: Partial<Registry>): void {
     this.registry.value = { ...this.registry.value, ...to };
   }
-}
-
-interface Change {
-  readonly record: FtraceRecord;
-  readonly to: Target;
-  readonly poke: TextPoke;
-}
-
-/** What all of `callers` can do with. */
-function templateFor(callers: readonly FtraceOps[]): TemplateKind {
-  const anyHas = (name: keyof typeof FTRACE_OPS_FLAG) => callers.some((ops) => ops.has(name));
-  if (anyHas("FTRACE_OPS_FL_SAVE_REGS")) return "regs";
-  return anyHas("FTRACE_OPS_FL_IPMODIFY") ? "ipmodify" : "plain";
-}
-
-function wants({ state }: FtraceOps, record: FtraceRecord): boolean {
-  const { filter, notrace } = state.value;
-  const isIn = filter.length === 0 || filter.some((pattern) => matches(pattern, record));
-  return isIn && !notrace.some((pattern) => matches(pattern, record));
-}
-
-function flag(on: boolean | undefined, name: keyof typeof FTRACE_OPS_FLAG): number {
-  return on === true ? FTRACE_OPS_FLAG[name] : 0;
 }

@@ -5,7 +5,7 @@ import type { CodeRange } from "../image/codeMap.ts";
 import { type Keeper, Kept } from "../machine/kept.ts";
 import type { PT_REGS } from "../machine/ptRegs.ts";
 import type { StructView } from "../machine/struct.ts";
-import type { Pattern } from "./filter.ts";
+import { matches, type Named, type Pattern } from "./filter.ts";
 import type { FtraceHash } from "./hash.ts";
 import { type FTRACE_OPS, FTRACE_OPS_FLAG } from "./layout.ts";
 
@@ -66,6 +66,12 @@ export interface OpsState {
   readonly settled: Addr | undefined;
 }
 
+/** What of an ops never changes. */
+export type OpsParts = Pick<
+  FtraceOps,
+  "name" | "struct" | "func" | "flags" | "call" | "direct" | "sharesIpmodify"
+>;
+
 export class FtraceOps {
   readonly name: string;
   /** In guest memory. */
@@ -79,10 +85,7 @@ export class FtraceOps {
   readonly sharesIpmodify: boolean;
   readonly state: Kept<OpsState>;
 
-  constructor(
-    keeper: Keeper,
-    parts: Pick<FtraceOps, "name" | "struct" | "func" | "flags" | "call" | "direct" | "sharesIpmodify">,
-  ) {
+  constructor(keeper: Keeper, parts: OpsParts) {
     this.name = parts.name;
     this.struct = parts.struct;
     this.func = parts.func;
@@ -117,6 +120,13 @@ export class FtraceOps {
     return (this.flags & FTRACE_OPS_FLAG[flag]) !== 0;
   }
 
+  /** Whether its filter has the function of a site. */
+  wants(site: Named): boolean {
+    const { filter, notrace } = this.state.value;
+    const isIn = filter.length === 0 || filter.some((pattern) => matches(pattern, site));
+    return isIn && !notrace.some((pattern) => matches(pattern, site));
+  }
+
   change(to: Partial<OpsState>): void {
     this.state.value = { ...this.state.value, ...to };
   }
@@ -124,4 +134,16 @@ export class FtraceOps {
   toString(): string {
     return this.name;
   }
+}
+
+/** `flags` of an ops with these options. */
+export function flagsOf({ saveRegs, recursion, ipmodify, permanent }: OpsOptions): number {
+  const flag = (on: boolean | undefined, name: keyof typeof FTRACE_OPS_FLAG) =>
+    on === true ? FTRACE_OPS_FLAG[name] : 0;
+  return (
+    flag(saveRegs, "FTRACE_OPS_FL_SAVE_REGS") |
+    flag(recursion, "FTRACE_OPS_FL_RECURSION") |
+    flag(ipmodify, "FTRACE_OPS_FL_IPMODIFY") |
+    flag(permanent, "FTRACE_OPS_FL_PERMANENT")
+  );
 }

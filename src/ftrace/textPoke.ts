@@ -20,6 +20,8 @@ export interface TextPoke {
   readonly ip: Addr;
   readonly old: Uint8Array;
   readonly new: Uint8Array;
+  /** False once that text is gone, with its module, whatever is there now: nothing is written then. Always there if not given. */
+  readonly isThere?: () => boolean;
 }
 
 /** What was found where something else was expected. */
@@ -38,8 +40,6 @@ export interface TextPokerParts {
   readonly serialise: () => readonly Step[];
   /** An address in words. */
   readonly name: (at: Addr) => string;
-  /** False once the text at `ip` is gone, with its module: nothing is written there then. */
-  readonly isThere: (ip: Addr) => boolean;
 }
 
 /** How the bytes get there. Only `breakpoint` is right; the others are there to be compared with it. */
@@ -77,8 +77,8 @@ export class TextPoker {
 
   /** The first of `batch` whose old bytes are not there. */
   check(batch: readonly TextPoke[]): PokeFailure | undefined {
-    for (const { ip, old } of batch) {
-      if (!this.parts.isThere(ip)) continue;
+    for (const { ip, old, isThere } of batch) {
+      if (isThere?.() === false) continue;
       const found = this.parts.memory.read(ip, old.length);
       if (!sameBytes(found, old)) return { ip, found, expected: old };
     }
@@ -176,16 +176,16 @@ export class TextPoker {
 
   /** What is not as it should be before `write`. */
   private verify({ poke, from, to }: Write, phase: Phase): PokeFailure | undefined {
-    const { memory, isThere } = this.parts;
-    if (!isThere(poke.ip)) return undefined;
+    const { memory } = this.parts;
+    if (poke.isThere?.() === false) return undefined;
     const expected = phase === "head" ? INT3 : poke.old.slice(from, to);
     const found = memory.read(offset(poke.ip, from), to - from);
     return sameBytes(found, expected) ? undefined : { ip: poke.ip, found, expected };
   }
 
   private write({ poke, from, bytes }: Write): void {
-    const { memory, isThere } = this.parts;
-    if (!isThere(poke.ip)) return;
+    const { memory } = this.parts;
+    if (poke.isThere?.() === false) return;
     const at = offset(poke.ip, from);
     const size = pagesOf(at, bytes.length).length * PAGE_SIZE;
     memory.alias(TEXT_ALIAS, pageOf(at), size, RW);

@@ -6,6 +6,8 @@ import type { CodeMap, CodeRange } from "../image/codeMap.ts";
 import type { Image } from "../image/image.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Pool } from "../machine/pool.ts";
+import type { FTRACE_OPS_FLAG } from "./layout.ts";
+import type { FtraceOps } from "./ops.ts";
 import { callBytes } from "./site.ts";
 
 /** Arguments only; the same for whoever may change where the traced function goes on; all registers. */
@@ -15,6 +17,13 @@ export const TEMPLATES = {
   regs: "ftrace_regs_caller",
 } as const;
 export type TemplateKind = keyof typeof TEMPLATES;
+
+/** What all of `callers` can do with. */
+export function templateFor(callers: readonly FtraceOps[]): TemplateKind {
+  const anyHas = (name: keyof typeof FTRACE_OPS_FLAG) => callers.some((ops) => ops.has(name));
+  if (anyHas("FTRACE_OPS_FL_SAVE_REGS")) return "regs";
+  return anyHas("FTRACE_OPS_FL_IPMODIFY") ? "ipmodify" : "plain";
+}
 
 const MOVABS_RDX = [0x48, 0xba];
 

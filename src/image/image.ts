@@ -88,6 +88,11 @@ export class Image {
     return this.#symbols.named(name);
   }
 
+  /** For a message: what somebody probably meant who wrote a name that is not here, if any is near. */
+  hint(name: string): string | undefined {
+    return this.#symbols.hint(name);
+  }
+
   /** The address of a global or weak symbol, for another link's `externals`; undefined for locals and unknown names. */
   exported(name: string): Addr | undefined {
     return this.named(name).find((symbol) => symbol.binding !== "local")?.address;

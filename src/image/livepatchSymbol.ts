@@ -30,6 +30,7 @@ export interface LivepatchRelocation {
 }
 
 const PREFIX = ".klp.sym.";
+const LIST = "`lab.ftrace.records` lists what can be patched";
 
 /** What a relocation that `place` asks for, against the symbol called `symbol`, has to wait for; undefined for an ordinary one. */
 export function livepatchRelocation(
@@ -57,7 +58,8 @@ export function livepatchRelocation(
 /** What comes of looking for a symbol: the one of that name, or the one at that position of several. */
 export type Located =
   | { readonly kind: "found"; readonly symbol: ImageSymbol }
-  | { readonly kind: "none" }
+  /** `hint` is what to do next. */
+  | { readonly kind: "none"; readonly hint: string }
   | { readonly kind: "ambiguous"; readonly count: number }
   | { readonly kind: "no-position"; readonly count: number };
 
@@ -68,7 +70,7 @@ export function locate(
   fits: (symbol: ImageSymbol) => boolean = () => true,
 ): Located {
   const found = image.named(name).filter(fits);
-  if (found.length === 0) return { kind: "none" };
+  if (found.length === 0) return { kind: "none", hint: image.hint(name) ?? LIST };
   if (sympos === 0 && found.length > 1) return { kind: "ambiguous", count: found.length };
   const symbol = found[Math.max(0, sympos - 1)];
   return symbol === undefined ? { kind: "no-position", count: found.length } : { kind: "found", symbol };
@@ -85,7 +87,7 @@ export function theOne(
     case "found":
       return found.symbol;
     case "none":
-      return refuse("klp-no-symbol", names);
+      return refuse("klp-no-symbol", { ...names, hint: found.hint });
     case "ambiguous":
       return refuse("klp-ambiguous", { ...names, count: found.count });
     case "no-position":

@@ -76,12 +76,14 @@ export class SymbolTable {
   get(name: string, image: string): ImageSymbol {
     const symbol = this.find(name);
     if (symbol !== undefined) return symbol;
-    const near = closestName(name, this.#byName.keys());
-    const hint =
-      near === undefined
-        ? "list its symbols, with nm or `fentrylab disasm`, to see what it has"
-        : `did you mean '${near}'?`;
+    const hint = this.hint(name) ?? "list its symbols, with nm or `fentrylab disasm`, to see what it has";
     refuse("unknown-symbol", { symbol: name, image, hint });
+  }
+
+  /** For a message: what somebody probably meant who wrote a name that is not here, if any is near. */
+  hint(name: string): string | undefined {
+    const near = closestName(name, this.#byName.keys());
+    return near === undefined ? undefined : `did you mean '${near}'?`;
   }
 
   /** The innermost symbol whose range holds `address`. */

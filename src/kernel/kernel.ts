@@ -2,12 +2,12 @@
 //
 // All of it lies in guest memory; what is kept here are addresses. What the guest's kernel does is in asm/ and kernel/.
 
-import { type Addr, addr, offset } from "../base/addr.ts";
+import { type Addr, addr, hex, offset } from "../base/addr.ts";
 import { type Chooser, FIRST } from "../base/chooser.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import { CPU_STACKS } from "../image/layout.ts";
-import { Agenda } from "../machine/agenda.ts";
+import { Agenda, act, until } from "../machine/agenda.ts";
 import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Heap } from "../machine/heap.ts";
@@ -35,6 +35,7 @@ import {
   VECTORS,
 } from "./layout.ts";
 import { Log } from "./log.ts";
+import { grace } from "./quiescence.ts";
 import type { Stack, Task } from "./task.ts";
 import { TaskTable } from "./taskTable.ts";
 import { TaskContext, type UnwindingParts } from "./unwindContext.ts";
@@ -121,12 +122,18 @@ export interface KernelOptions {
   readonly maxTasks?: number;
 }
 
+/** Memory that guest code has asked for; `freed`, it is given out again when nobody reads it any more. */
+interface Allocation {
+  readonly bytes: number;
+  readonly freed: boolean;
+}
+
 export class Kernel {
   readonly cpus: readonly Cpu[];
   readonly table: TaskTable;
   readonly log: Log;
   private readonly pool: Pool;
-  private readonly allocated: Kept<{ readonly bytes: number }>;
+  private readonly allocated: Kept<ReadonlyMap<Addr, Allocation>>;
   readonly modules: ModuleLoader | undefined;
   livepatch: LivepatchHooks | undefined;
   readonly traceHandler: TraceHandler | undefined;
@@ -147,7 +154,7 @@ export class Kernel {
     this.machine = machine;
     this.modules = modules;
     this.pool = new Pool(heap, machine.keeper);
-    this.allocated = new Kept<{ readonly bytes: number }>(machine.keeper, { bytes: 0 });
+    this.allocated = new Kept<ReadonlyMap<Addr, Allocation>>(machine.keeper, new Map());
     this.traceHandler = traceHandler;
     this.agenda = agenda ?? new Agenda(machine.keeper);
     this.image = image;
@@ -370,6 +377,11 @@ export class Kernel {
     return this.image.symbol("klp_warned").address;
   }
 
+  /** Whether a new task is left as it is, in no universe, to see what comes of it. */
+  setMissesFork(misses: boolean): void {
+    this.machine.memory.write(this.image.symbol("klp_misses_fork").address, wordOf(misses ? 1 : 0));
+  }
+
   /** What tasks are switched to that are pending. */
   setTargetState(state: PatchState): void {
     this.machine.memory.write(this.image.symbol("klp_target_state").address, wordOf(PATCH_STATE[state]));
@@ -377,15 +389,25 @@ export class Kernel {
 
   /** Memory for guest code; undefined if that is too much. */
   kmalloc(bytes: number): Addr | undefined {
-    const used = this.allocated.value.bytes + bytes;
-    if (bytes <= 0 || used > MOST_ALLOCATED) return undefined;
-    this.allocated.value = { bytes: used };
-    return this.pool.take(bytes);
+    const { value: allocated } = this.allocated;
+    const used = [...allocated.values()].reduce((sum, { bytes: size }) => sum + size, 0);
+    if (bytes <= 0 || used + bytes > MOST_ALLOCATED) return undefined;
+    const at = this.pool.take(bytes);
+    this.allocated.value = new Map([...allocated, [at, { bytes, freed: false }]]);
+    return at;
   }
 
-  kfree(at: Addr, bytes: number): void {
-    this.allocated.value = { bytes: Math.max(0, this.allocated.value.bytes - bytes) };
-    this.pool.give(at, bytes);
+  /** Gives back what `kmalloc` gave, once all are done who may be reading it with preemption off. False if it did not. */
+  kfreeRcu(at: Addr, bytes: number): boolean {
+    const known = this.allocated.value.get(at);
+    if (known === undefined || known.freed || known.bytes !== bytes) return false;
+    this.allocated.value = new Map([...this.allocated.value, [at, { bytes, freed: true }]]);
+    const give = () => {
+      this.allocated.value = new Map([...this.allocated.value].filter(([other]) => other !== at));
+      this.pool.give(at, bytes);
+    };
+    this.agenda.add(`free ${hex(at)}`, [until("nobody reads it", grace(this)), act("give it back", give)]);
+    return true;
   }
 
   setPatchState({ struct }: Task, state: PatchState): void {

@@ -110,8 +110,9 @@ export const CPU = layout("cpu", {
   touched: 8,
   devices: 8,
   tick_at: 8,
-  /** It is to serialise, for somebody who has written to code and waits. */
-  sync_pending: 4,
+  /** How often it is to have serialised, for those who have written to code and wait; and how often it has. */
+  sync_wanted: 4,
+  sync_done: 4,
   /** The task that it is to get out of where it sleeps: by a signal that is none, or a kthread by waking it. */
   kick: "struct task *",
 });
@@ -318,8 +319,8 @@ export const HYPERCALL = {
   HC_FTRACE: 11,
   /** (bytes): memory, 0 if there is none. */
   HC_KMALLOC: 12,
-  /** (address, bytes): gives it back. */
-  HC_KFREE: 13,
+  /** (address, bytes): gives it back, once whoever may be reading it with preemption off is done. */
+  HC_KFREE_RCU: 13,
   /** (module *): tells live patching that a module is coming or going, as its state says. */
   HC_MODULE_NOTIFY: 14,
   /** (module *): what has come of that: 1 if it is not done with, 0, or an error. */

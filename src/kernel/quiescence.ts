@@ -1,10 +1,10 @@
 // Waiting for everybody: until each CPU has serialised, has been where no handler is at work, or nobody is in some code.
 
 import type { Addr } from "../base/addr.ts";
-import type { Agenda, Step } from "../machine/agenda.ts";
+import { type Agenda, type Step, until } from "../machine/agenda.ts";
 import type { Vcpu } from "../machine/vcpu.ts";
 import type { Cpu, Kernel } from "./kernel.ts";
-import { TASK_STATE, VECTORS } from "./layout.ts";
+import { VECTORS } from "./layout.ts";
 import type { Stack, Task } from "./task.ts";
 
 /** Interrupts every CPU, whose handler serialises (kernel/stop.c), and waits until all have; at once where nobody runs. */
@@ -17,20 +17,19 @@ export function serialiseAll(kernel: Kernel, agenda: Agenda): readonly Step[] {
         for (const vcpu of machine.vcpus) vcpu.serialise();
         return undefined;
       }
-      for (const [n, { struct }] of cpus.entries()) {
-        struct.set("sync_pending", 1);
-        kernel.interrupt(n, VECTORS.CALL_FUNCTION_VECTOR);
-      }
-      return [
-        {
-          what: "wait for every CPU to serialise",
-          ready: () => cpus.every(({ struct }) => struct.getNumber("sync_pending") === 0),
-          run: () => undefined,
-        },
-      ];
+      const isDone = cpus.map((cpu) => serialise(kernel, cpu));
+      return [until("every CPU has serialised", () => isDone.every((done) => done()))];
     },
   };
   return [send];
+}
+
+/** Interrupts one, and answers whether it has serialised since. Several may ask for it at once. */
+export function serialise(kernel: Kernel, { struct }: Cpu): () => boolean {
+  const wanted = (struct.getNumber("sync_wanted") + 1) | 0;
+  struct.set("sync_wanted", wanted);
+  kernel.interrupt(struct.getNumber("number"), VECTORS.CALL_FUNCTION_VECTOR);
+  return () => ((struct.getNumber("sync_done") - wanted) | 0) >= 0;
 }
 
 /**
@@ -71,7 +70,7 @@ export function holder(kernel: Kernel, low: Addr, high: Addr): string | undefine
       if (onStack(from, stack)) return `CPU ${n}, on a stack of ${task ?? "no task"}`;
   }
   for (const task of kernel.table.everything) {
-    if (looked.has(task) || hasEnded(task)) continue;
+    if (looked.has(task) || task.hasEnded) continue;
     // In the middle of a switch both tasks are on a CPU, and one of them is current: of the other everything counts.
     const from = task.onCpu ? task.stack.low : (task.struct.getNumber("sp") as Addr);
     if (onStack(from, task.stack)) return `${task}, on its stack`;
@@ -102,12 +101,6 @@ function viewOf(bytes: Uint8Array): DataView {
 
 function isOn(rsp: Addr, { low, high }: Stack): boolean {
   return rsp > low && rsp <= high;
-}
-
-/** It is on its stack for the last time. */
-function hasEnded(task: Task): boolean {
-  const { EXIT_ZOMBIE, EXIT_DEAD, TASK_DEAD } = TASK_STATE;
-  return (task.state & (EXIT_ZOMBIE | EXIT_DEAD | TASK_DEAD)) !== 0 && !task.onRunQueue;
 }
 
 function registers(vcpu: Vcpu): readonly number[] {

@@ -72,6 +72,12 @@ export class Task {
     return this.struct.getNumber("on_rq") !== 0;
   }
 
+  /** It has been on its stack for the last time. */
+  get hasEnded(): boolean {
+    const { EXIT_ZOMBIE, EXIT_DEAD, TASK_DEAD } = TASK_STATE;
+    return (this.state & (EXIT_ZOMBIE | EXIT_DEAD | TASK_DEAD)) !== 0 && !this.onRunQueue && !this.onCpu;
+  }
+
   /** As the kernel's messages name it. */
   toString(): string {
     return `${this.comm}:${this.pid}`;

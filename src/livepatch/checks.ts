@@ -33,14 +33,18 @@ export class Checks {
 
   /** Refuses what is wrong with a patch whatever is loaded. */
   refuseMalformed({ name: patch, objects }: PatchSpec): void {
-    if (objects.length === 0) refuse("klp-empty", { patch });
+    // Scripts come without types: what they leave out most easily is said in words.
+    if (!Array.isArray(objects) || objects.length === 0) refuse("klp-empty", { patch });
     if (!/^[^/\s]+$/.test(patch) || patch === "." || patch === "..") refuse("klp-name", { patch });
     const names = objects.map(({ name = VMLINUX }) => name);
     for (const [n, { functions }] of objects.entries()) {
       const object = names[n]!;
       if (names.indexOf(object) !== n) refuse("klp-object-twice", { patch, object });
       const known = new Set<string>();
-      for (const { name: func, sympos = 0 } of functions) {
+      if (!Array.isArray(functions)) refuse("klp-functions", { patch, object });
+      for (const { name: func, sympos = 0, replacement } of functions) {
+        if (typeof replacement !== "number" && typeof replacement !== "string")
+          refuse("klp-replacement-kind", { patch, func, object });
         if (!Number.isInteger(sympos) || sympos < 0) refuse("klp-sympos", { patch, func, object, sympos });
         const key = keyOf(func, sympos);
         if (known.has(key)) refuse("klp-twice", { patch, func, object });
@@ -118,7 +122,8 @@ export class Checks {
     fits?: (symbol: ImageSymbol) => boolean,
   ): ImageSymbol {
     const { object, name, sympos } = symbol;
-    const found: Located = image === undefined ? { kind: "none" } : locate(image, symbol, fits);
+    const found: Located =
+      image === undefined ? { kind: "none", hint: `load '${object}' first` } : locate(image, symbol, fits);
     if (found.kind === "none") this.parts.log("err", `symbol '${name}' not found in symbol table`);
     if (found.kind === "ambiguous")
       this.parts.log("err", `unresolvable ambiguity for symbol '${name}' in object '${object}'`);

@@ -12,7 +12,13 @@ import type { Pool } from "../machine/pool.ts";
 import type { UnwindContext, Walk } from "../unwind/walk.ts";
 import { Checks } from "./checks.ts";
 import { FunctionStacks } from "./functionStack.ts";
-import { type LivepatchOptions, LOG_LEVELS, type LogLevel, type Weakening } from "./options.ts";
+import {
+  DEFAULT_LOG_LEVEL,
+  type LivepatchOptions,
+  LOG_LEVELS,
+  type LogLevel,
+  type Weakening,
+} from "./options.ts";
 import type { Patch, PatchFunction } from "./patch.ts";
 
 export type Target = Exclude<PatchState, "KLP_UNDEFINED">;
@@ -101,10 +107,11 @@ export class Core {
     return this.options.weakened?.includes(what) === true;
   }
 
-  log(level: LogLevel, text: string): void {
-    const { logLevel = "debug" } = this.options;
+  /** A line of the log, if those of its level are logged; `text` may be what makes it. */
+  log(level: LogLevel, text: string | (() => string)): void {
+    const { logLevel = DEFAULT_LOG_LEVEL } = this.options;
     if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(logLevel)) return;
-    this.parts.kernel.log.print(`livepatch: ${text}`);
+    this.parts.kernel.log.print(`livepatch: ${typeof text === "string" ? text : text()}`);
   }
 
   set(to: Partial<State>): void {

@@ -1,14 +1,13 @@
 // The stack of replacements of one function, and its ftrace ops: there while one is in it.
 
-import { type Addr, offset } from "../base/addr.ts";
+import type { Addr } from "../base/addr.ts";
 import { Refusal } from "../base/refuse.ts";
 import type { Ftrace, FtraceOps, FtraceRecord } from "../ftrace/ftrace.ts";
-import { SITE_SIZE } from "../ftrace/site.ts";
 import { act, type Step, until } from "../machine/agenda.ts";
 import { type Keeper, Kept } from "../machine/kept.ts";
 import type { Memory } from "../machine/memory.ts";
 import type { Pool } from "../machine/pool.ts";
-import { StructView } from "../machine/struct.ts";
+import { behind, type KlpFunc, makeHandlerOps, makeOriginal } from "./klpFunc.ts";
 import { KLP_FUNC } from "./layout.ts";
 import type { PatchFunction } from "./patch.ts";
 
@@ -16,7 +15,7 @@ export interface FunctionStack {
   readonly site: FtraceRecord;
   readonly ops: FtraceOps;
   /** What is at the bottom in guest memory: going on behind the site. */
-  readonly original: StructView<keyof typeof KLP_FUNC.fields>;
+  readonly original: KlpFunc;
   /** The top first. */
   readonly functions: readonly PatchFunction[];
 }
@@ -50,10 +49,6 @@ export class FunctionStacks {
     return func.place === undefined ? undefined : this.all.get(func.place.old);
   }
 
-  has(func: PatchFunction): boolean {
-    return this.of(func)?.functions.includes(func) === true;
-  }
-
   /** Those below `func` in its stack, the next one first; below them is the original. */
   below(func: PatchFunction): readonly PatchFunction[] {
     const functions = this.of(func)?.functions ?? [];
@@ -68,7 +63,7 @@ export class FunctionStacks {
   ): readonly Step[] {
     const { ftrace, memory, pool, handler } = this.parts;
     const { old } = func.place!;
-    if (func.isNop) func.struct.set("new_func", offset(site.ip, SITE_SIZE));
+    if (func.isNop) func.struct.set("new_func", behind(site));
     const known = this.all.get(old);
     if (known !== undefined) {
       return [
@@ -83,19 +78,9 @@ export class FunctionStacks {
     const begin: Step = {
       what: `${func.name}: first replacement`,
       run: () => {
-        const original = new StructView(memory, KLP_FUNC, pool.take(KLP_FUNC.size));
-        original.set("new_func", offset(site.ip, SITE_SIZE));
-        original.set("next", 0);
-        original.set("transition", 0);
+        const original = makeOriginal(memory, pool.take(KLP_FUNC.size), site);
         func.struct.set("next", original.at);
-        const ops = ftrace.makeOps({
-          name: `livepatch ${func.name}`,
-          handler,
-          own: func.struct.at,
-          ipmodify: true,
-          permanent: true,
-        });
-        ftrace.setFilter(ops, [site.ip]);
+        const ops = makeHandlerOps(ftrace, site, handler, func.struct.at);
         this.set(old, { site, ops, original, functions: [func] });
         try {
           ftrace.register(ops);

@@ -4,11 +4,11 @@
 // it; how it is done is transition.ts's, objects.ts's and moduleNotifier.ts's, on what core.ts keeps.
 
 import type { Addr } from "../base/addr.ts";
-import { type Refusal, refuse } from "../base/refuse.ts";
+import { refuse } from "../base/refuse.ts";
 import { type Image, VMLINUX } from "../image/image.ts";
 import type { Task } from "../kernel/kernel.ts";
 import type { Step } from "../machine/agenda.ts";
-import type { Blocker, TaskSwitch } from "./blocker.ts";
+import type { Blocker } from "./blocker.ts";
 import { Core, type LivepatchParts, STRAND, type Transition } from "./core.ts";
 import type { FunctionStacks } from "./functionStack.ts";
 import { ModuleNotifier } from "./moduleNotifier.ts";
@@ -16,19 +16,25 @@ import { Objects } from "./objects.ts";
 import { type LivepatchOptions, refuseOptions } from "./options.ts";
 import { type FunctionSpec, Patch, PatchObject, type PatchSpec, type SystemState } from "./patch.ts";
 import { refusalOf } from "./refusal.ts";
-import { Transitions } from "./transition.ts";
+import { Request } from "./request.ts";
+import { Settling } from "./settling.ts";
+import { TaskSwitch } from "./taskSwitch.ts";
+import { type Refused, Transitions } from "./transition.ts";
 
 export class Livepatch {
   private readonly core: Core;
   private readonly objects: Objects;
   private readonly transitions: Transitions;
   private readonly modules: ModuleNotifier;
+  readonly tasks: TaskSwitch;
 
   constructor(parts: LivepatchParts) {
     this.core = new Core(parts);
     this.objects = new Objects(this.core);
-    this.transitions = new Transitions(this.core, this.objects);
-    this.modules = new ModuleNotifier(this.core, this.objects, () => this.transitions.settle());
+    this.tasks = new TaskSwitch(this.core);
+    const settling = new Settling(this.core);
+    this.transitions = new Transitions(this.core, this.objects, settling, this.tasks);
+    this.modules = new ModuleNotifier(this.core, this.objects, settling);
   }
 
   get options(): LivepatchOptions {
@@ -39,16 +45,13 @@ export class Livepatch {
   set options(options: LivepatchOptions) {
     refuseOptions(options);
     this.core.options = options;
+    this.core.parts.kernel.setMissesFork(this.core.isWeakened("fork"));
   }
 
   // ---- What there is.
 
   get stacks(): FunctionStacks {
     return this.core.stacks;
-  }
-
-  get tasks(): TaskSwitch {
-    return this.transitions.tasks;
   }
 
   /** In the order in which they were enabled. */
@@ -73,11 +76,22 @@ export class Livepatch {
     return this.patches.find((patch) => patch.name === name) ?? refuse("no-patch", { name });
   }
 
-  /** What is known of a state by the latest of the patches before the one in transition; undefined if none knows it. */
+  /**
+   * What is known of a state by the latest of the patches before the one in transition; undefined if none knows it, or there is no
+   * transition (klp_get_prev_state).
+   */
   previousState(id: number): SystemState | undefined {
-    const end = this.transition === undefined ? undefined : this.patches.indexOf(this.transition.patch);
+    if (this.transition === undefined) return undefined;
+    const end = this.patches.indexOf(this.transition.patch);
     const before = this.patches.slice(0, end).flatMap((patch) => patch.state(id) ?? []);
     return before.at(-1);
+  }
+
+  /** What is waited for before anything else is done, in words, where it is not for tasks: a grace period, or sites to be rewritten. */
+  get waitsFor(): string | undefined {
+    const { agenda } = this.core.parts.kernel;
+    const waiting = agenda.pending.find(({ strand }) => strand === STRAND);
+    return waiting === undefined || agenda.ready().includes(STRAND) ? undefined : waiting.what;
   }
 
   /** Who holds the transition up, and why; nobody if there is none. */
@@ -86,48 +100,63 @@ export class Livepatch {
     return transition === undefined ? [] : this.tasks.blockers(transition.target);
   }
 
-  // ---- What can be asked for. Where nobody runs it is done, or refused, when these return.
+  // ---- What can be asked for. Where nobody runs it is done, or refused, when these return; where CPUs run it has its turn
+  // between their instructions, and the request says what has come of it.
 
   /** Checks a patch, makes it known, and begins the transition to it. */
   enable(spec: PatchSpec): Patch {
     if (this.patches.some(({ name }) => name === spec.name)) refuse("klp-known", { patch: spec.name });
     const patch = this.make(spec);
-    this.ask([{ what: `enable ${patch}`, run: () => this.transitions.enabling(patch) }]);
+    this.ask(`enable ${patch}`, (refused) => this.transitions.enabling(patch, refused));
     return patch;
   }
 
   /** Begins the transition away from a patch; it goes with its end. */
-  disable(patch: Patch): void {
-    this.ask([{ what: `disable ${patch}`, run: () => this.transitions.disabling(patch) }]);
+  disable(patch: Patch): Request {
+    return this.ask(`disable ${patch}`, (refused) => this.transitions.disabling(patch, refused));
   }
 
   /** Turns the transition round. */
-  reverse(patch: Patch): void {
-    this.ask([{ what: `reverse ${patch}`, run: () => this.transitions.reversing(patch) }]);
+  reverse(patch: Patch): Request {
+    return this.ask(`reverse ${patch}`, (refused) => this.transitions.reversing(patch, refused));
   }
 
   /** Ends the transition, whatever is on stacks. */
-  force(patch: Patch): void {
-    this.ask([{ what: `force ${patch}`, run: () => this.transitions.forcing(patch) }]);
+  force(patch: Patch): Request {
+    return this.ask(`force ${patch}`, (refused) => this.transitions.forcing(patch, refused));
+  }
+
+  /**
+   * What is written to a patch's `enabled` in sysfs, looked at in its turn: a transition of its own is turned round; otherwise it can only
+   * be disabled.
+   */
+  setEnabled(patch: Patch, on: boolean): Request {
+    return this.ask(`write ${on ? 1 : 0} to ${patch}'s enabled`, (refused) =>
+      this.transitions.settingEnabled(patch, on, refused),
+    );
   }
 
   /** Sends those who were not switched a signal that is none, and wakes kthreads. */
-  signal(): void {
-    this.ask([{ what: "signal", run: () => this.transitions.signalling() }]);
+  signal(): Request {
+    return this.ask("signal", () => this.transitions.passes.signal());
   }
 
   /** Looks at all tasks again, at once. */
-  retry(): void {
-    this.ask([{ what: "retry", run: () => this.transitions.tryComplete() }]);
+  retry(): Request {
+    return this.ask("retry", () => this.transitions.passes.trySwitchAll());
   }
 
-  private ask(steps: readonly Step[]): void {
-    const before = this.transitions.refusal; // of a request that a callback's is part of
-    this.transitions.refusal = undefined;
-    this.core.parts.kernel.agenda.add(STRAND, steps);
-    const refusal = this.transitions.refusal as Refusal | undefined;
-    this.transitions.refusal = before;
-    if (refusal !== undefined) throw refusal;
+  /** Throws what it is refused with, if that is known at once. */
+  private ask(what: string, steps: (refused: Refused) => readonly Step[]): Request {
+    const { agenda, machine } = this.core.parts.kernel;
+    const request = new Request(machine.keeper);
+    const run = () => {
+      request.take();
+      return steps((why) => request.refuse(why));
+    };
+    agenda.add(STRAND, [{ what, run }]);
+    if (request.refusal !== undefined) throw request.refusal;
+    return request;
   }
 
   // ---- What the guest tells.
@@ -153,7 +182,7 @@ export class Livepatch {
   private make(spec: PatchSpec): Patch {
     const { keeper } = this.core.parts.kernel.machine;
     this.core.checks.refuseMalformed(spec);
-    const patch = new Patch(keeper, spec);
+    const patch = new Patch(keeper, spec, () => (this.transition?.patch === patch ? this.blockers() : []));
     this.core.checks.refuseIncompatible(patch, this.patches);
     const located = spec.objects.map(({ functions }) => functions.map((func) => this.located(patch, func)));
     const objects = spec.objects.map(({ name = VMLINUX, callbacks = {} }, n) => {
@@ -188,11 +217,18 @@ export class Livepatch {
   private located({ name: patch }: Patch, spec: FunctionSpec): FunctionSpec & { readonly replacement: Addr } {
     const { name: func, replacement } = spec;
     if (typeof replacement === "number") return { ...spec, replacement };
+    const names = { patch, func, replacement };
     const module = this.core.parts.code.images.find((image) => image.name === patch);
-    const found = module?.named(replacement).filter(({ kind }) => kind === "func") ?? [];
-    const [only, another] = found;
-    if (only === undefined || another !== undefined)
-      refuse("klp-replacement-name", { patch, func, replacement });
-    return { ...spec, replacement: only.address };
+    if (module === undefined) return refuse("klp-replacement-module", names);
+    const named = module.named(replacement);
+    const [only, another] = named.filter(({ kind }) => kind === "func");
+    if (only !== undefined && another === undefined) return { ...spec, replacement: only.address };
+    const hint =
+      another !== undefined
+        ? "it has several; rename all but one, or give an address"
+        : named.length > 0
+          ? `say that it is one: \`.type ${replacement}, @function\``
+          : (module.hint(replacement) ?? "name a function that its source defines");
+    return refuse("klp-replacement-name", { ...names, hint });
   }
 }

@@ -7,17 +7,17 @@ import { type Core, STRAND } from "./core.ts";
 import type { Objects } from "./objects.ts";
 import type { Patch, PatchObject } from "./patch.ts";
 import { errnoOf, refusalOf } from "./refusal.ts";
+import type { Settling } from "./settling.ts";
 
 export class ModuleNotifier {
   private readonly core: Core;
   private readonly objects: Objects;
-  /** Has sites jump where that is all that is left to do there. */
-  private readonly settle: () => void;
+  private readonly settling: Settling;
 
-  constructor(core: Core, objects: Objects, settle: () => void) {
+  constructor(core: Core, objects: Objects, settling: Settling) {
     this.core = core;
     this.objects = objects;
-    this.settle = settle;
+    this.settling = settling;
   }
 
   /** A module is coming, before its own beginning, or going, behind its end; `at` is its struct module. */
@@ -56,11 +56,8 @@ export class ModuleNotifier {
         return failed(patch, object, error);
       }
       this.core.log("notice", `applying patch '${patch}' to loading module '${image.name}'`);
-      const error = this.objects.prePatch(object);
-      if (error !== 0) {
-        this.core.log("warn", `pre-patch callback failed for object '${object.name}'`);
-        return failed(patch, object, error);
-      }
+      const unwilling = this.objects.prePatch(object);
+      if (unwilling !== undefined) return failed(patch, object, errnoOf(unwilling));
       return [
         ...this.objects.patchObject(object, (why) => {
           const number = errnoOf(why);
@@ -72,7 +69,7 @@ export class ModuleNotifier {
           what: `${image.name}: next patch`,
           run: () => {
             if (!object.isPatched) return undefined;
-            if (patch !== this.core.transition?.patch) object.callbacks.postPatch?.(object);
+            if (patch !== this.core.transition?.patch) this.objects.callback("postPatch", object);
             return from(patches, n + 1);
           },
         },
@@ -91,7 +88,7 @@ export class ModuleNotifier {
       if (object === undefined || !object.isLoaded) return [];
       return [
         act(`${patch} leaves ${image.name}`, () => {
-          if (patch !== this.core.transition?.patch) object.callbacks.preUnpatch?.(object);
+          if (patch !== this.core.transition?.patch) this.objects.callback("preUnpatch", object);
           this.core.log("notice", `reverting patch '${patch}' on unloading module '${image.name}'`);
         }),
         { what: `unpatch ${image.name}`, run: () => this.objects.unpatchObject(object) },
@@ -105,7 +102,7 @@ export class ModuleNotifier {
   }
 
   private comes(at: Addr): void {
-    if (this.core.transition === undefined) this.settle();
+    if (this.core.transition === undefined) this.settling.settle();
     this.setNotified(at, 0);
   }
 

@@ -1,17 +1,30 @@
 // Objects of patches: their functions onto stacks and off them, what refers to them, and giving back what a patch has.
 
-import type { Refusal } from "../base/refuse.ts";
+import { type Refusal, refuse } from "../base/refuse.ts";
+import { nameOfError } from "../kernel/layout.ts";
 import { act, type Step } from "../machine/agenda.ts";
-import { StructView } from "../machine/struct.ts";
 import type { Core } from "./core.ts";
+import { makeFunc } from "./klpFunc.ts";
 import { KLP_FUNC } from "./layout.ts";
-import { type Field, type FunctionSpec, type Patch, PatchFunction, PatchObject } from "./patch.ts";
-import { errnoOf } from "./refusal.ts";
+import {
+  type Callbacks,
+  type Field,
+  type FunctionSpec,
+  type Patch,
+  PatchFunction,
+  PatchObject,
+} from "./patch.ts";
+import { errnoOf, refusal, refusalOf } from "./refusal.ts";
 
 /** A function to be made; without a replacement a NOP. */
 type NewFunction = Pick<FunctionSpec, "name" | "sympos"> & {
   readonly replacement?: PatchFunction["replacement"];
 };
+
+/** What has come of a callback; what it answers is checked, for scripts come without types. */
+type Outcome =
+  | { readonly kind: "answered"; readonly answer: unknown }
+  | { readonly kind: "thrown"; readonly what: string };
 
 export class Objects {
   private readonly core: Core;
@@ -22,32 +35,55 @@ export class Objects {
 
   // ---- Patching.
 
-  /** prePatch's answer, as an error number; the kernel's callbacks return it with a minus. */
-  prePatch(object: PatchObject): number {
-    const error = Math.abs(object.callbacks.prePatch?.(object) ?? 0);
-    object.change({ prepared: error === 0 });
-    return error;
+  /** Why an object's prePatch does not agree; undefined if it does. The kernel's callbacks answer with a minus. */
+  prePatch(object: PatchObject): Refusal | undefined {
+    const names = { patch: object.patch.name, object: object.name };
+    const outcome = this.callback("prePatch", object);
+    const why = refusalOf(() => {
+      if (outcome.kind === "thrown") return refuse("klp-thrown", { ...names, what: outcome.what });
+      const { answer = 0 } = outcome;
+      if (typeof answer !== "number" || !Number.isInteger(answer))
+        return refuse("klp-answer", { ...names, answer: String(answer) });
+      if (answer !== 0) refuse("klp-callback", { ...names, error: nameOfError(Math.abs(answer)) });
+    });
+    object.change({ prepared: why === undefined });
+    if (why !== undefined) this.core.log("warn", `pre-patch callback failed for object '${object.name}'`);
+    return why;
   }
 
   postUnpatch(object: PatchObject): void {
-    if (object.state.value.prepared) object.callbacks.postUnpatch?.(object);
+    if (object.state.value.prepared) this.callback("postUnpatch", object);
     object.change({ prepared: false });
   }
 
-  patchObject(
-    object: PatchObject,
-    failed: (refusal: Refusal | undefined) => readonly Step[],
-  ): readonly Step[] {
+  /** What a callback throws is thrown when all that is under way is done: here it would leave that half done. */
+  callback(kind: keyof Callbacks, object: PatchObject): Outcome {
+    try {
+      return { kind: "answered", answer: object.callbacks[kind]?.(object) };
+    } catch (error) {
+      const rethrow = () => {
+        throw error;
+      };
+      this.core.parts.kernel.agenda.add(`${kind} of ${object.name}`, [
+        act(`throw what ${kind} has thrown`, rethrow),
+      ]);
+      return { kind: "thrown", what: error instanceof Error ? error.message : String(error) };
+    }
+  }
+
+  patchObject(object: PatchObject, failed: (why: Refusal) => readonly Step[]): readonly Step[] {
     const pushes = object.functions.map(
       (func): Step => ({
         what: `patch ${func.name}`,
         run: () => {
           if (object.state.value.failure !== undefined) return undefined;
           const site = this.core.checks.siteOf({ address: func.place!.old, name: func.name });
-          return this.core.stacks.push(func, site, (refusal) => {
-            const error = errnoOf(refusal);
+          return this.core.stacks.push(func, site, (why) => {
+            const names = { patch: object.patch.name, object: object.name };
+            const failure = why ?? refusal("klp-not-patched", names);
+            const error = errnoOf(failure);
             this.core.log("err", `failed to register ftrace handler for function '${func.name}' (-${error})`);
-            object.change({ failure: { refusal } });
+            object.change({ failure });
           });
         },
       }),
@@ -68,8 +104,7 @@ export class Objects {
           return undefined;
         }
         object.change({ failure: undefined });
-        const { refusal } = failure;
-        return [...this.unpatchObject(object), { what: "failed", run: () => failed(refusal) }];
+        return [...this.unpatchObject(object), { what: "failed", run: () => failed(failure) }];
       },
     };
     return [...(object.fields.length > 0 ? [refer] : []), ...pushes, end];
@@ -98,10 +133,7 @@ export class Objects {
   makeFunction({ name, sympos = 0, replacement }: NewFunction) {
     const { pool, kernel } = this.core.parts;
     const { memory, keeper } = kernel.machine;
-    const struct = new StructView(memory, KLP_FUNC, pool.take(KLP_FUNC.size));
-    struct.set("new_func", replacement ?? 0);
-    struct.set("next", 0);
-    struct.set("transition", 0);
+    const struct = makeFunc(memory, pool.take(KLP_FUNC.size), replacement ?? 0);
     return new PatchFunction(keeper, { name, sympos, replacement, struct });
   }
 

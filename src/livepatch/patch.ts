@@ -4,8 +4,8 @@ import type { Addr } from "../base/addr.ts";
 import type { Refusal } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import { type Keeper, Kept } from "../machine/kept.ts";
-import type { StructView } from "../machine/struct.ts";
-import type { KLP_FUNC } from "./layout.ts";
+import type { Blocker } from "./blocker.ts";
+import type { KlpFunc } from "./klpFunc.ts";
 
 export interface FunctionSpec {
   /** Of the function that is replaced. */
@@ -16,12 +16,18 @@ export interface FunctionSpec {
   readonly replacement: Addr | string;
 }
 
-/** What is called before and behind the change of an object. Any but 0 from `prePatch` is an error number, and refuses the patch. */
+/** An object of a patch, for callbacks: to look at. */
+export type CallbackObject = Pick<PatchObject, "name" | "patch" | "functions" | "isPatched" | "isLoaded">;
+
+/**
+ * What is called before and behind the change of an object (Linux Documentation/livepatch/callbacks.rst). Any but 0 from `prePatch` is
+ * an error number, and refuses the patch, as does whatever it throws. What one throws is thrown when all that is under way is done.
+ */
 export interface Callbacks {
-  readonly prePatch?: (object: PatchObject) => number;
-  readonly postPatch?: (object: PatchObject) => void;
-  readonly preUnpatch?: (object: PatchObject) => void;
-  readonly postUnpatch?: (object: PatchObject) => void;
+  readonly prePatch?: (object: CallbackObject) => number;
+  readonly postPatch?: (object: CallbackObject) => void;
+  readonly preUnpatch?: (object: CallbackObject) => void;
+  readonly postUnpatch?: (object: CallbackObject) => void;
 }
 
 export interface ObjectSpec {
@@ -81,7 +87,7 @@ export class PatchFunction {
   readonly sympos: number;
   /** undefined: a NOP, which goes on to the original. */
   readonly replacement: Addr | undefined;
-  readonly struct: StructView<keyof typeof KLP_FUNC.fields>;
+  readonly struct: KlpFunc;
   private readonly kept: Kept<{ readonly place: Place | undefined }>;
 
   constructor(keeper: Keeper, spec: Pick<PatchFunction, "name" | "sympos" | "replacement" | "struct">) {
@@ -128,8 +134,8 @@ interface ObjectState {
   /** What the patch's code refers to in it, once it is loaded. */
   readonly fields: readonly Field[];
   readonly patched: boolean;
-  /** One of its functions could not be patched, and why, if ftrace has said so. */
-  readonly failure: { readonly refusal: Refusal | undefined } | undefined;
+  /** Why one of its functions could not be patched. */
+  readonly failure: Refusal | undefined;
   /** Its prePatch has agreed, so that postUnpatch has something to undo. */
   readonly prepared: boolean;
 }
@@ -179,38 +185,51 @@ export class PatchObject {
     return this.state.value.image !== undefined;
   }
 
+  /** Whether its functions have been found in `image`. */
+  isResolvedIn(image: Image): boolean {
+    return this.state.value.image === image;
+  }
+
   change(to: Partial<ObjectState>): void {
     this.state.value = { ...this.state.value, ...to };
   }
 }
 
-interface PatchState {
+interface PatchFacts {
   readonly objects: readonly PatchObject[];
   readonly enabled: boolean;
   /** A transition away from it was forced: tasks may still be in its code, for ever. */
   readonly forced: boolean;
   /** Modules with its code, which are counted as needed by it. */
   readonly holds: readonly string[];
-  /** Why it could not be enabled, as an error number. */
-  readonly error: number | undefined;
+  /** Why it could not be enabled. */
+  readonly refusal: Refusal | undefined;
 }
 
 export class Patch {
   readonly name: string;
   readonly replace: boolean;
   readonly states: readonly SystemState[];
-  private readonly kept: Kept<PatchState>;
+  private readonly kept: Kept<PatchFacts>;
 
-  constructor(keeper: Keeper, { name, replace = false, states = [] }: PatchSpec) {
+  /** Who holds its transition up, and why; nobody if it is in none. */
+  readonly blockers: () => readonly Blocker[];
+
+  constructor(
+    keeper: Keeper,
+    { name, replace = false, states = [] }: PatchSpec,
+    blockers: () => readonly Blocker[],
+  ) {
+    this.blockers = blockers;
     this.name = name;
     this.replace = replace;
     this.states = states.map((state) => new SystemState(keeper, state));
-    this.kept = new Kept<PatchState>(keeper, {
+    this.kept = new Kept<PatchFacts>(keeper, {
       objects: [],
       enabled: false,
       forced: false,
       holds: [],
-      error: undefined,
+      refusal: undefined,
     });
   }
 
@@ -239,11 +258,12 @@ export class Patch {
     return this.states.find((state) => state.id === id);
   }
 
-  get error(): number | undefined {
-    return this.kept.value.error;
+  /** Why it could not be enabled, once that is known: where CPUs run, some time after `enable`. */
+  get refusal(): Refusal | undefined {
+    return this.kept.value.refusal;
   }
 
-  change(to: Partial<PatchState>): void {
+  change(to: Partial<PatchFacts>): void {
     this.kept.value = { ...this.kept.value, ...to };
   }
 

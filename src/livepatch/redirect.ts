@@ -1,12 +1,11 @@
 // One redirected function: its site calls a trampoline, whose handler picks the old or the new body; or it jumps to the
 // new one, once nobody gets another.
 
-import { type Addr, offset } from "../base/addr.ts";
+import type { Addr } from "../base/addr.ts";
 import type { Ftrace, FtraceOps, FtraceRecord } from "../ftrace/ftrace.ts";
-import { SITE_SIZE } from "../ftrace/site.ts";
 import type { Heap } from "../machine/heap.ts";
 import type { Memory } from "../machine/memory.ts";
-import { StructView } from "../machine/struct.ts";
+import { type KlpFunc, makeFunc, makeHandlerOps, makeOriginal } from "./klpFunc.ts";
 import { KLP_FUNC } from "./layout.ts";
 
 export interface RedirectParts {
@@ -21,25 +20,15 @@ export class Redirect {
   readonly site: FtraceRecord;
   readonly ops: FtraceOps;
   private readonly ftrace: Ftrace;
-  private readonly func: StructView<keyof typeof KLP_FUNC.fields>;
+  private readonly func: KlpFunc;
 
   /** Prepares `site` to be redirected to `replacement`; nothing changes for running code yet. */
   constructor({ ftrace, memory, heap, handler }: RedirectParts, site: FtraceRecord, replacement: Addr) {
     this.ftrace = ftrace;
     this.site = site;
-    this.func = new StructView(memory, KLP_FUNC, heap.allocate(KLP_FUNC.size));
-    this.func.set("new_func", replacement);
-    const original = new StructView(memory, KLP_FUNC, heap.allocate(KLP_FUNC.size));
-    original.set("new_func", offset(site.ip, SITE_SIZE));
-    this.func.set("next", original.at);
-    this.ops = ftrace.makeOps({
-      name: `livepatch ${site.symbol}`,
-      handler,
-      own: this.func.at,
-      ipmodify: true,
-      permanent: true,
-    });
-    ftrace.setFilter(this.ops, [site.ip]);
+    const original = makeOriginal(memory, heap.allocate(KLP_FUNC.size), site);
+    this.func = makeFunc(memory, heap.allocate(KLP_FUNC.size), replacement, original.at);
+    this.ops = makeHandlerOps(ftrace, site, handler, this.func.at);
   }
 
   /** While it is set, each task's patch state decides; otherwise everybody gets the replacement. */

@@ -1,12 +1,16 @@
 // Refusals as values, where a step of the agenda has to go on with what was refused.
 
-import { Refusal } from "../base/refuse.ts";
+import { Refusal, type RefusalCode, type RefusalParams, refuse } from "../base/refuse.ts";
 import { ERROR } from "../kernel/layout.ts";
 
-/** The error number that is in a refusal's text: EINVAL if none is. */
-export function errnoOf(refusal: Refusal | undefined): number {
-  const name = /\((E[A-Z]+)\)/.exec(refusal?.message ?? "")?.[1];
-  return ERROR[name as keyof typeof ERROR] ?? ERROR.EINVAL;
+/** A refusal's number in the kernel: EINVAL's if it has none. */
+export function errnoOf({ errno }: Refusal): number {
+  return ERROR[errno as keyof typeof ERROR] ?? ERROR.EINVAL;
+}
+
+/** The refusal `code`, not thrown. */
+export function refusal<C extends RefusalCode>(code: C, params: RefusalParams<C>): Refusal {
+  return refusalOf(() => refuse(code, params))!;
 }
 
 /** What `run` refuses; undefined if it does not. */

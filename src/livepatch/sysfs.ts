@@ -9,6 +9,7 @@ import type { Kernel } from "../kernel/kernel.ts";
 import { PATCH_STATE } from "../kernel/layout.ts";
 import type { Livepatch } from "./livepatch.ts";
 import type { Patch, PatchObject } from "./patch.ts";
+import type { Request } from "./request.ts";
 
 export interface SysfsParts {
   readonly livepatch: Livepatch;
@@ -20,7 +21,8 @@ interface File {
   readonly mode: string;
   /** Without the newline at the end. */
   readonly read?: () => number;
-  readonly write?: (text: string) => void;
+  /** What it asks for, if that has to wait for its turn. */
+  readonly write?: (text: string) => Request | undefined;
 }
 
 interface Directory {
@@ -49,10 +51,11 @@ export class Sysfs {
     return `${read()}\n`;
   }
 
-  write(path: string, text: string): void {
+  /** Throws what it is refused with; where CPUs run, what is returned says it later. */
+  write(path: string, text: string): Request | undefined {
     const { write } = this.file(path);
     if (write === undefined) refuse("sysfs-read-only", { path });
-    write(text.trim());
+    return write(text.trim());
   }
 
   /** The names in a directory. */
@@ -100,8 +103,9 @@ export class Sysfs {
       mode: "-rw-r--r--",
       read: () => (ftrace.enabled ? 1 : 0),
       write: (text) => {
-        if (!/^-?\d+$/.test(text)) refuse("sysfs-value", { path: "ftrace_enabled", text });
+        if (!/^-?\d+$/.test(text)) refuse("sysfs-value", { path: "/proc/sys/kernel/ftrace_enabled", text });
         ftrace.enabled = Number(text) !== 0;
+        return undefined;
       },
     };
     return directory({
@@ -122,31 +126,20 @@ export class Sysfs {
   private patch(patch: Patch): Directory {
     const { livepatch } = this.parts;
     const isInTransition = () => livepatch.transition?.patch === patch;
+    const path = (file: string) => `/sys/kernel/livepatch/${patch}/${file}`;
     return directory({
       enabled: {
         mode: "-rw-r--r--",
         read: () => (patch.enabled ? 1 : 0),
-        write: (text) => this.setEnabled(patch, switchOf("enabled", text)),
+        write: (text) => livepatch.setEnabled(patch, switchOf(path("enabled"), text)),
       },
       transition: { mode: "-r--r--r--", read: () => (isInTransition() ? 1 : 0) },
       force: {
         mode: "--w-------",
-        write: (text) => {
-          if (switchOf("force", text)) livepatch.force(patch);
-        },
+        write: (text) => (switchOf(path("force"), text) ? livepatch.force(patch) : undefined),
       },
       ...Object.fromEntries(patch.objects.map((object) => [object.name, objectDirectory(object)])),
     });
-  }
-
-  /** A transition can be turned round at any time; what is disabled for good is enabled as a new patch, or never. */
-  private setEnabled(patch: Patch, on: boolean): void {
-    const { livepatch } = this.parts;
-    if (patch.enabled === on)
-      refuse("klp-already", { patch: patch.name, state: on ? "enabled" : "disabled" });
-    if (livepatch.transition?.patch === patch) livepatch.reverse(patch);
-    else if (on) refuse("klp-disabled", { patch: patch.name });
-    else livepatch.disable(patch);
   }
 }
 

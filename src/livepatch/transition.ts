@@ -1,145 +1,113 @@
-// The way from one universe to the other, task by task: how it begins, goes on, is turned round, forced, and ends.
+// The way from one universe to the other: how it begins, is turned round, forced, and ends (Linux kernel/livepatch/transition.c and
+// core.c). What is done task by task is taskPasses.ts's.
 
 import { type Refusal, refuse } from "../base/refuse.ts";
-import type { Task } from "../kernel/kernel.ts";
-import { nameOfError, type PatchState, THREAD_FLAG, VECTORS } from "../kernel/layout.ts";
+import type { PatchState } from "../kernel/layout.ts";
 import { act, each, type Step, until } from "../machine/agenda.ts";
-import { orcUnwinder } from "../unwind/orcWalker.ts";
-import { TaskSwitch } from "./blocker.ts";
-import { type Core, STRAND, type Target } from "./core.ts";
-import type { FunctionStack } from "./functionStack.ts";
+import type { Core, Target } from "./core.ts";
 import type { Objects } from "./objects.ts";
+import { type Phase, phasesOf } from "./options.ts";
 import type { Patch } from "./patch.ts";
-import { errnoOf, refusalOf } from "./refusal.ts";
+import { refusal, refusalOf } from "./refusal.ts";
+import type { Settling } from "./settling.ts";
+import { TaskPasses } from "./taskPasses.ts";
+import type { TaskSwitch } from "./taskSwitch.ts";
 
-const RETRY = "livepatch retry";
-const SECOND = 1e9;
-const SIGNALS_TIMEOUT = 15;
+/** Tells whoever asked why it cannot be. */
+export type Refused = (why: Refusal) => void;
 
 export class Transitions {
-  readonly tasks: TaskSwitch;
-  /** Why the last thing that was asked for cannot be. */
-  refusal: Refusal | undefined;
+  readonly passes: TaskPasses;
   private readonly core: Core;
   private readonly objects: Objects;
+  private readonly settling: Settling;
 
-  constructor(core: Core, objects: Objects) {
+  constructor(core: Core, objects: Objects, settling: Settling, tasks: TaskSwitch) {
     this.core = core;
     this.objects = objects;
-    const { kernel, code, contextOf, walkOfCurrent } = core.parts;
-    const { memory } = kernel.machine;
-    this.tasks = new TaskSwitch({
-      ...{ kernel, memory, code, contextOf, walkOfCurrent },
-      leaving: () => this.leaving(),
-      weakened: (what) => core.isWeakened(what),
-      unwinder: () => core.options.unwinder ?? orcUnwinder,
-    });
+    this.settling = settling;
+    this.passes = new TaskPasses(core, tasks, () => this.completing());
   }
 
-  // ---- Enabling and disabling.
+  // ---- How it begins.
 
-  enabling(patch: Patch): readonly Step[] {
-    if (this.core.transition !== undefined)
-      return this.failToEnable(
-        patch,
-        refusalOf(() => refuse("klp-busy", { patch: patch.name })),
-      );
-    if (this.core.patches.some(({ name }) => name === patch.name))
-      return this.failToEnable(
-        patch,
-        refusalOf(() => refuse("klp-known", { patch: patch.name })),
-      );
-    // What it was checked against may have changed since it was asked for.
-    const unfit = refusalOf(() => {
-      this.core.checks.refuseIncompatible(patch, this.core.patches);
-      if (patch.replace) this.objects.addNops(patch);
-    });
-    if (unfit !== undefined) return this.failToEnable(patch, unfit);
-    this.core.set({
-      patches: [...this.core.patches, patch],
+  enabling(patch: Patch, refused: Refused): readonly Step[] {
+    const { core } = this;
+    const unfit = refusalOf(() => this.refuseToEnable(patch));
+    if (unfit !== undefined) return this.failToEnable(patch, unfit, refused);
+    core.set({
+      patches: [...core.patches, patch],
       transition: { patch, target: "KLP_PATCHED", tries: 0 },
     });
-    this.core.log("notice", `enabling patch '${patch}'`);
-    const phases = {
+    core.log("notice", `enabling patch '${patch}'`);
+    const fail = (why: Refusal) => {
+      refused(why);
+      return this.cancelling(patch, why);
+    };
+    const phases: Readonly<Partial<Record<Phase, Step>>> = {
       target: this.setTarget(),
-      states: this.setStates("KLP_UNPATCHED"),
-      transition: this.setTransition(patch, true),
-      stack: { what: "patch objects", run: () => this.patchObjects(patch) },
+      states: this.passes.setStates("KLP_UNPATCHED"),
+      transition: setTransition(patch, true),
+      stack: { what: "patch objects", run: () => this.patchObjects(patch, fail) },
       pending: { what: "start", run: () => this.starting() },
     };
-    const order = this.ordered(["target", "states", "transition", "stack", "pending"]);
-    const steps = () => [
-      act("begin", () => this.core.log("debug", `'${patch}': initializing patching transition`)),
-      ...order.map((name) => this.unlessFailed(patch, phases[name as keyof typeof phases])),
-      this.unlessFailed(patch, {
-        what: "try",
-        run: () => {
-          patch.change({ enabled: true });
-          return this.tryComplete();
-        },
-      }),
+    const begin = () => [
+      act("begin", () => core.log("debug", `'${patch}': initializing patching transition`)),
+      ...[...this.inOrder("enabling", phases), this.trying(patch, true)].map((step) =>
+        unlessFailed(patch, step),
+      ),
     ];
-    return this.unsettle(patch, steps, (stuck) => {
-      this.core.set({
-        patches: this.core.patches.filter((other) => other !== patch),
-        transition: undefined,
-      });
-      return this.failToEnable(patch, stuck);
+    return this.settling.unsettle(patch, begin, ({ symbol: func }) => {
+      core.set({ patches: core.patches.filter((other) => other !== patch), transition: undefined });
+      return this.failToEnable(patch, refusal("klp-stuck", { patch: patch.name, func }), refused);
     });
   }
 
-  disabling(patch: Patch): readonly Step[] {
-    if (!this.core.patches.includes(patch) || !patch.enabled)
-      return this.fail(refusalOf(() => refuse("klp-disabled", { patch: patch.name })));
-    if (this.core.transition !== undefined)
-      return this.fail(refusalOf(() => refuse("klp-busy", { patch: patch.name })));
-    const top = this.core.patches.at(-1)!;
-    if (this.core.options.onlyOnTop === true && patch !== top)
-      return this.fail(refusalOf(() => refuse("klp-not-on-top", { patch: patch.name, top: top.name })));
-    this.core.set({ transition: { patch, target: "KLP_UNPATCHED", tries: 0 } });
-    const phases = {
+  disabling(patch: Patch, refused: Refused): readonly Step[] {
+    const { core } = this;
+    const unfit = refusalOf(() => this.refuseToDisable(patch));
+    if (unfit !== undefined) return refusing(unfit, refused);
+    core.set({ transition: { patch, target: "KLP_UNPATCHED", tries: 0 } });
+    const phases: Readonly<Partial<Record<Phase, Step>>> = {
       target: this.setTarget(),
-      states: this.setStates("KLP_PATCHED"),
-      transition: this.setTransition(patch, true),
+      states: this.passes.setStates("KLP_PATCHED"),
+      transition: setTransition(patch, true),
       callbacks: act("pre-unpatch callbacks", () => {
-        for (const object of patch.objects) if (object.isPatched) object.callbacks.preUnpatch?.(object);
+        for (const object of patch.objects) if (object.isPatched) this.objects.callback("preUnpatch", object);
       }),
       pending: { what: "start", run: () => this.starting() },
     };
-    const order = this.ordered(["target", "states", "transition", "callbacks", "pending"]);
-    const steps = () => [
-      act("begin", () => this.core.log("debug", `'${patch}': initializing unpatching transition`)),
-      ...order.map((name) => phases[name as keyof typeof phases]),
-      {
-        what: "try",
-        run: () => {
-          patch.change({ enabled: false });
-          return this.tryComplete();
-        },
-      },
+    const begin = () => [
+      act("begin", () => core.log("debug", `'${patch}': initializing unpatching transition`)),
+      ...this.inOrder("disabling", phases),
+      this.trying(patch, false),
     ];
-    return this.unsettle(patch, steps, (stuck) => {
-      this.core.set({ transition: undefined });
-      return this.fail(stuck);
+    return this.settling.unsettle(patch, begin, ({ symbol: func }) => {
+      core.set({ transition: undefined });
+      return refusing(refusal("klp-stuck", { patch: patch.name, func }), refused);
     });
   }
 
-  /** The phases, in the order that they should have or, where it is weakened, in another. */
-  private ordered(phases: readonly string[]): readonly string[] {
-    const turned = [...phases];
-    const move = (name: string, behind: string) => {
-      if (!turned.includes(name) || !turned.includes(behind)) return;
-      turned.splice(turned.indexOf(name), 1);
-      turned.splice(turned.indexOf(behind) + 1, 0, name);
-    };
-    const isEnabling = phases.includes("stack");
-    for (const order of this.core.options.weakened ?? []) {
-      if (order === "target-before-pending") move("target", "pending");
-      if (order === "states-before-transition") move("states", "transition");
-      if (order === "transition-before-stack") move("transition", "stack");
-      if (order === "transition-before-pending" && !isEnabling) move("transition", "pending");
-    }
-    return turned;
+  /** What it was checked against may have changed since it was asked for. */
+  private refuseToEnable(patch: Patch): void {
+    const { transition, patches, checks } = this.core;
+    if (transition !== undefined) refuse("klp-busy", { patch: patch.name });
+    if (patches.some(({ name }) => name === patch.name)) refuse("klp-known", { patch: patch.name });
+    checks.refuseIncompatible(patch, patches);
+    if (patch.replace) this.objects.addNops(patch);
+  }
+
+  private refuseToDisable(patch: Patch): void {
+    const { transition, patches, options } = this.core;
+    if (!patches.includes(patch) || !patch.enabled) refuse("klp-disabled", { patch: patch.name });
+    if (transition !== undefined) refuse("klp-busy", { patch: patch.name });
+    const top = patches.at(-1)!;
+    if (options.onlyOnTop === true && patch !== top)
+      refuse("klp-not-on-top", { patch: patch.name, top: top.name });
+  }
+
+  private inOrder(when: "enabling" | "disabling", phases: Readonly<Partial<Record<Phase, Step>>>): Step[] {
+    return phasesOf(when, this.core.options.weakened ?? []).flatMap((phase) => phases[phase] ?? []);
   }
 
   private setTarget(): Step {
@@ -147,86 +115,28 @@ export class Transitions {
   }
 
   private writeTarget(state: PatchState): void {
-    const { kernel } = this.core.parts;
-    kernel.setTargetState(state);
+    this.core.parts.kernel.setTargetState(state);
   }
 
-  private setStates(state: PatchState): Step {
-    const { kernel } = this.core.parts;
-    return this.eachTask(
-      `${state} for`,
-      (task) => kernel.patchState(task) !== state,
-      (task) => kernel.setPatchState(task, state),
-    );
-  }
-
-  /**
-   * A step for each task that needs it, until none does: those as well that begin meanwhile. Each is made while nobody holds
-   * tasklist_lock, which upstream holds all the time.
-   */
-  private eachTask(what: string, needs: (task: Task) => boolean, run: (task: Task) => void): Step {
-    const { kernel } = this.core.parts;
-    const ready = () => kernel.tasklistIsFree;
-    const from = (tasks: readonly Task[], n: number): readonly Step[] => {
-      const task = tasks[n];
-      if (task === undefined) {
-        const more = this.tasks.all.filter(needs);
-        return more.length === 0 ? [] : from(more, 0);
-      }
-      return [
-        {
-          // For whoever asks: there may be many, and a task's name is in guest memory.
-          get what() {
-            return `${what} ${task}`;
-          },
-          ready,
-          run: () => {
-            if (needs(task)) run(task);
-            return from(tasks, n + 1);
-          },
-        },
-      ];
-    };
-    return { what, ready, run: () => from(this.tasks.all.filter(needs), 0) };
-  }
-
-  private setTransition(patch: Patch, on: boolean): Step {
-    return each(
-      on ? "in transition:" : "out of transition:",
-      () => patch.functions.map((func) => new Named(func.name, func)),
-      ({ of }) => of.struct.set("transition", on ? 1 : 0),
-    );
-  }
-
-  private patchObjects(patch: Patch): readonly Step[] {
+  private patchObjects(patch: Patch, fail: (why: Refusal) => readonly Step[]): readonly Step[] {
+    const { core, objects } = this;
     return patch.objects.map((object) =>
-      this.unlessFailed(patch, {
+      unlessFailed(patch, {
         what: `patch ${object.name}`,
         run: () => {
-          const image = this.core.imageOf(object.name);
+          const image = core.imageOf(object.name);
           if (image === undefined) {
-            this.objects.forget(object);
+            objects.forget(object);
             return undefined;
           }
-          const unfit = object.isLoaded
+          const unfit = object.isResolvedIn(image)
             ? undefined
-            : refusalOf(() => this.core.checks.resolve(patch, object, image));
-          if (unfit !== undefined) return this.cancelling(patch, errnoOf(unfit), unfit);
-          const error = this.objects.prePatch(object);
-          if (error !== 0) {
-            this.core.log("warn", `pre-patch callback failed for object '${object.name}'`);
-            const names = { patch: patch.name, object: object.name, error: nameOfError(error) };
-            return this.cancelling(
-              patch,
-              error,
-              refusalOf(() => refuse("klp-callback", names)),
-            );
-          }
-          return this.objects.patchObject(object, (refusal) => {
-            this.core.log("warn", `failed to patch object '${object.name}'`);
-            const names = { patch: patch.name, object: object.name };
-            const why = refusal ?? refusalOf(() => refuse("klp-not-patched", names));
-            return this.cancelling(patch, errnoOf(why), why);
+            : refusalOf(() => core.checks.resolve(patch, object, image));
+          const unwilling = unfit ?? objects.prePatch(object);
+          if (unwilling !== undefined) return fail(unwilling);
+          return objects.patchObject(object, (why) => {
+            core.log("warn", `failed to patch object '${object.name}'`);
+            return fail(why);
           });
         },
       }),
@@ -237,156 +147,55 @@ export class Transitions {
     const { patch, target } = this.core.transition!;
     this.core.log("notice", `'${patch}': starting ${doing(target)} transition`);
     this.core.set({ transition: { ...this.core.transition!, tries: 0 } });
-    return [
-      this.eachTask(
-        "pending for",
-        (task) => this.core.parts.kernel.patchState(task) !== target && !this.tasks.isPending(task),
-        (task) => this.tasks.setFlag(task, THREAD_FLAG.TIF_PATCH_PENDING, true),
-      ),
-    ];
+    return [this.passes.setPending(target)];
+  }
+
+  private trying(patch: Patch, enabled: boolean): Step {
+    return {
+      what: "try",
+      run: () => {
+        patch.change({ enabled });
+        return this.passes.trySwitchAll();
+      },
+    };
   }
 
   /** Before it has begun for any task. */
-  private cancelling(patch: Patch, error: number, refusal: Refusal | undefined): readonly Step[] {
+  private cancelling(patch: Patch, why: Refusal): readonly Step[] {
     this.core.log("warn", `failed to enable patch '${patch}'`);
     this.core.log("debug", `'${patch}': canceling patching transition, going to unpatch`);
-    patch.change({ error, enabled: false });
-    const { transition } = this.core;
-    this.core.set({ transition: { ...transition!, target: "KLP_UNPATCHED" } });
+    patch.change({ refusal: why, enabled: false });
+    this.core.set({ transition: { ...this.core.transition!, target: "KLP_UNPATCHED" } });
     this.writeTarget("KLP_UNPATCHED");
-    this.refusal = refusal;
     return this.completing();
   }
 
-  private unlessFailed(patch: Patch, step: Step): Step {
-    return { ...step, run: () => (patch.error === undefined ? step.run() : undefined) };
-  }
-
-  /** What was asked for cannot be: whoever asked is told if he waits. */
-  private fail(refusal: Refusal | undefined): readonly Step[] {
-    this.refusal = refusal;
-    return [];
-  }
-
   /** The patch has never been known to anybody, and is given back. */
-  private failToEnable(patch: Patch, refusal: Refusal | undefined): readonly Step[] {
-    this.refusal = refusal;
-    patch.change({ error: errnoOf(this.refusal) });
+  private failToEnable(patch: Patch, why: Refusal, refused: Refused): readonly Step[] {
+    patch.change({ refusal: why });
     this.objects.release(patch);
-    return [];
-  }
-
-  // ---- Task by task.
-
-  tryComplete(): readonly Step[] {
-    const { transition } = this.core;
-    if (transition === undefined) return [];
-    const { target } = transition;
-    const { kernel } = this.core.parts;
-    const ready = () => kernel.tasklistIsFree;
-    const left = () => this.tasks.all.filter((task) => kernel.patchState(task) !== target);
-    const from = (tasks: readonly Task[], n: number, complete: boolean): readonly Step[] => {
-      const task = tasks[n];
-      if (task === undefined) {
-        if (!complete) return this.incomplete();
-        // Those who began meanwhile, with a parent that had not been switched.
-        const more = left();
-        return more.length === 0 ? this.completing() : from(more, 0, true);
-      }
-      return [
-        {
-          get what() {
-            return `try to switch ${task}`;
-          },
-          ready,
-          run: () => from(tasks, n + 1, this.trySwitch(task, target) && complete),
-        },
-      ];
-    };
-    return [{ what: "look at all tasks", ready, run: () => from(left(), 0, true) }];
-  }
-
-  private trySwitch(task: Task, target: Target): boolean {
-    const blocker = this.tasks.trySwitch(task, target);
-    if (blocker === undefined) return true;
-    this.core.log("trace", `klp_try_switch_task: ${task} ${blocker.text}`);
-    if (task.has("PF_IDLE")) this.tasks.kickIdle(task);
-    return false;
-  }
-
-  private incomplete(): readonly Step[] {
-    const { transition, parts } = this.core;
-    const { agenda } = parts.kernel;
-    const { retryEvery = SECOND, signalsTimeout = SIGNALS_TIMEOUT } = this.core.options;
-    const { tries } = transition!;
-    this.core.set({ transition: { ...transition!, tries: tries + 1 } });
-    const due = parts.kernel.clock + retryEvery;
-    const again: Step = {
-      what: "try again",
-      due,
-      ready: () => parts.kernel.clock >= due && !agenda.isPending(STRAND),
-      run: () => {
-        if (this.core.transition !== undefined)
-          agenda.add(STRAND, [{ what: "try", run: () => this.tryComplete() }]);
-        return undefined;
-      },
-    };
-    // One at a time, however often somebody asks for another look in between.
-    if (!agenda.isPending(RETRY)) agenda.add(RETRY, [again]);
-    if (tries === 0 || tries % signalsTimeout !== 0) return [];
-    if (tries === signalsTimeout) this.core.log("notice", "signaling remaining tasks");
-    return this.signalling();
-  }
-
-  signalling(): readonly Step[] {
-    const { kernel } = this.core.parts;
-    if (!kernel.agenda.live) return [];
-    const kick = (task: Task): readonly Step[] => {
-      const cpu = kernel.cpus[task.struct.getNumber("cpu")] ?? kernel.cpus[0]!;
-      const free = () => cpu.struct.getNumber("kick") === 0;
-      return [
-        until(`${task} can be kicked`, free),
-        act(`kick ${task}`, () => {
-          cpu.struct.set("kick", task.struct.at);
-          kernel.interrupt(cpu.struct.getNumber("number"), VECTORS.CALL_FUNCTION_VECTOR);
-        }),
-        until(`${task} is kicked`, free),
-      ];
-    };
-    const pending = this.tasks.all.filter((task) => !task.has("PF_IDLE") && this.tasks.isPending(task));
-    return pending.flatMap(kick);
-  }
-
-  /** What the transition would have tasks leave: of each function in it, its name and range. */
-  private leaving() {
-    const { transition } = this.core;
-    if (transition === undefined) return [];
-    const objects = transition.patch.objects.filter(({ isPatched }) => isPatched);
-    return objects.flatMap(({ functions }) =>
-      functions.flatMap((func) => {
-        const { place } = func;
-        if (place === undefined) return [];
-        if (transition.target === "KLP_UNPATCHED")
-          return this.core.isWeakened("newest-entry")
-            ? []
-            : [{ name: func.name, low: place.new, size: place.newSize }];
-        const below = this.core.stacks.below(func).flatMap((other) => other.place ?? []);
-        const bodies = [
-          ...below.map((other) => ({ name: func.name, low: other.new, size: other.newSize })),
-          { name: func.name, low: place.old, size: place.oldSize },
-        ];
-        // Where a transition was forced, tasks may have stayed in any of them.
-        return this.core.state.forces > 0 ? bodies : bodies.slice(0, 1);
-      }),
-    );
+    return refusing(why, refused);
   }
 
   // ---- Turning round, forcing, and the end.
 
-  reversing(patch: Patch): readonly Step[] {
+  settingEnabled(patch: Patch, on: boolean, refused: Refused): readonly Step[] {
+    const { transition } = this.core;
+    if (patch.enabled === on)
+      return refusing(
+        refusal("klp-already", { patch: patch.name, state: on ? "enabled" : "disabled" }),
+        refused,
+      );
+    if (transition?.patch === patch) return this.reversing(patch, refused);
+    return on
+      ? refusing(refusal("klp-disabled", { patch: patch.name }), refused)
+      : this.disabling(patch, refused);
+  }
+
+  reversing(patch: Patch, refused: Refused): readonly Step[] {
     const { transition } = this.core;
     if (transition?.patch !== patch)
-      return this.fail(refusalOf(() => refuse("klp-no-transition", { patch: patch.name })));
+      return refusing(refusal("klp-no-transition", { patch: patch.name }), refused);
     const target = transition.target === "KLP_PATCHED" ? "KLP_UNPATCHED" : "KLP_PATCHED";
     const way = target === "KLP_UNPATCHED" ? "patching to unpatching" : "unpatching to patching";
     this.core.log("debug", `'${patch}': reversing transition from ${way}`);
@@ -394,39 +203,23 @@ export class Transitions {
     this.core.set({ transition: { ...transition, target, tries: 0 } });
     return [
       this.setTarget(),
-      this.eachTask(
-        "pending no more:",
-        (task) => this.tasks.isPending(task),
-        (task) => this.tasks.setFlag(task, THREAD_FLAG.TIF_PATCH_PENDING, false),
-      ),
+      this.passes.clearPending(),
       this.grace(),
       { what: "start", run: () => this.starting() },
-      { what: "try", run: () => this.tryComplete() },
+      { what: "try", run: () => this.passes.trySwitchAll() },
     ];
   }
 
-  forcing(patch: Patch): readonly Step[] {
-    const { transition } = this.core;
+  forcing(patch: Patch, refused: Refused): readonly Step[] {
+    const { transition, patches } = this.core;
     if (transition?.patch !== patch)
-      return this.fail(refusalOf(() => refuse("klp-no-transition", { patch: patch.name })));
+      return refusing(refusal("klp-no-transition", { patch: patch.name }), refused);
     const { target } = transition;
     this.core.log("warn", "forcing remaining tasks to the patched state");
     this.core.set({ forces: this.core.state.forces + 1 });
-    const left =
-      target === "KLP_UNPATCHED"
-        ? [patch]
-        : patch.replace
-          ? this.core.patches.filter((one) => one !== patch)
-          : [];
-    for (const one of left) one.change({ forced: true });
-    return [
-      this.eachTask(
-        "force",
-        (task) => this.tasks.isPending(task),
-        (task) => this.tasks.force(task, target),
-      ),
-      { what: "try", run: () => this.tryComplete() },
-    ];
+    const replaced = patch.replace ? patches.filter((one) => one !== patch) : [];
+    for (const one of target === "KLP_UNPATCHED" ? [patch] : replaced) one.change({ forced: true });
+    return [this.passes.force(target), { what: "try", run: () => this.passes.trySwitchAll() }];
   }
 
   private completing(): readonly Step[] {
@@ -449,13 +242,13 @@ export class Transitions {
             .filter(({ isPatched }) => isPatched)
             .flatMap((object) => this.objects.unpatchObject(object))),
       ...(isPatching ? [] : [this.grace()]),
-      this.setTransition(patch, false),
+      setTransition(patch, false),
       ...(isPatching ? [this.grace()] : []),
-      this.setStates("KLP_UNDEFINED"),
+      this.passes.setStates("KLP_UNDEFINED"),
       act("post callbacks", () => {
         for (const object of patch.objects) {
           if (!object.isLoaded) continue;
-          if (isPatching) object.callbacks.postPatch?.(object);
+          if (isPatching) this.objects.callback("postPatch", object);
           else this.objects.postUnpatch(object);
         }
       }),
@@ -465,7 +258,7 @@ export class Transitions {
         this.core.set({ transition: undefined });
         for (const old of replaced) this.objects.free(old);
         if (!patch.enabled) this.objects.free(patch);
-        this.settle();
+        this.settling.settle();
       }),
     ];
   }
@@ -479,65 +272,25 @@ export class Transitions {
           : [until("every CPU has been preemptible", this.core.parts.grace())],
     };
   }
-
-  // ---- Fully patched.
-
-  /** Where only one thing is left to do at a site, it jumps there. */
-  settle(): void {
-    for (const { ops, functions } of this.core.stacks.all.values()) {
-      const [top] = functions;
-      if (top !== undefined && !top.isNop) this.core.parts.ftrace.settle(ops, top.place!.new);
-    }
-  }
-
-  /**
-   * The sites that the patch is going to have a say at have a handler again, and no CPU can execute a jump there: `then`. Or one of
-   * them cannot be rewritten: `failed`, and all is as it was.
-   */
-  private unsettle(
-    patch: Patch,
-    then: () => readonly Step[],
-    failed: (stuck: Refusal | undefined) => readonly Step[],
-  ): readonly Step[] {
-    const { ftrace } = this.core.parts;
-    const stacks = () => patch.functions.flatMap((func) => this.core.stacks.of(func) ?? []);
-    const isStuck = ({ ops }: FunctionStack) => ops.state.value.settled !== undefined;
-    return [
-      act("handlers decide again", () => {
-        for (const { ops } of stacks()) ftrace.settle(ops, undefined);
-      }),
-      until("no site jumps", () =>
-        stacks().every(
-          (stack) => ftrace.isDone(stack.ops) && (stack.site.target.kind !== "jump" || isStuck(stack)),
-        ),
-      ),
-      {
-        what: "see whether that could be done",
-        run: () => {
-          const stuck = stacks().find(isStuck);
-          if (stuck === undefined) return then();
-          this.settle();
-          const names = { patch: patch.name, func: stuck.site.symbol };
-          return failed(refusalOf(() => refuse("klp-stuck", names)));
-        },
-      },
-    ];
-  }
 }
 
-/** Something with a name for the step that it is about. */
-class Named<T> {
-  readonly of: T;
-  private readonly name: string;
+function setTransition(patch: Patch, on: boolean): Step {
+  return each(
+    on ? "in transition" : "out of transition",
+    () => patch.functions,
+    ({ name, struct }) =>
+      act(`${on ? "in" : "out of"} transition: ${name}`, () => struct.set("transition", on ? 1 : 0)),
+  );
+}
 
-  constructor(name: string, of: T) {
-    this.name = name;
-    this.of = of;
-  }
+/** What comes of a patch that cannot be enabled is under way already. */
+function unlessFailed(patch: Patch, step: Step): Step {
+  return { ...step, run: () => (patch.refusal === undefined ? step.run() : undefined) };
+}
 
-  toString(): string {
-    return this.name;
-  }
+function refusing(why: Refusal, refused: Refused): readonly Step[] {
+  refused(why);
+  return [];
 }
 
 function doing(target: Target): "patching" | "unpatching" {

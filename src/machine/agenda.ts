@@ -87,15 +87,19 @@ export class Agenda {
     this.put(name, [...more, ...(now?.steps ?? [])]);
   }
 
-  /** Does all that is ready, while nobody runs. */
+  /** Does all that is ready, while nobody runs. What a step throws is thrown when all is done. */
   finish(): void {
     if (this.live || this.finishing) return;
     this.finishing = true;
-    try {
-      for (let [next] = this.ready(); next !== undefined; [next] = this.ready()) this.step(next);
-    } finally {
-      this.finishing = false;
-    }
+    const thrown: unknown[] = [];
+    for (let [next] = this.ready(); next !== undefined; [next] = this.ready())
+      try {
+        this.step(next);
+      } catch (error) {
+        thrown.push(error);
+      }
+    this.finishing = false;
+    if (thrown.length > 0) throw thrown[0];
   }
 
   private put(name: string, steps: readonly Step[]): void {
@@ -127,18 +131,28 @@ export function until(what: string, ready: () => boolean): Step {
   return { what: `wait until ${what}`, ready, run: () => undefined };
 }
 
-/** A step for each of `items`, one after the other; which they are is asked when it begins. */
-export function each<T>(what: string, items: () => readonly T[], run: (item: T) => void): Step {
+/**
+ * A step for each of `items`, made by `step`, one after the other; which they are is asked when it begins. `after`, if given, says
+ * what comes behind the last one: another round, say.
+ */
+export function each<T>(
+  what: string,
+  items: () => readonly T[],
+  step: (item: T) => Step,
+  after: () => readonly Step[] = () => [],
+): Step {
   const from = (list: readonly T[], n: number): readonly Step[] => {
     const item = list[n];
-    if (item === undefined) return [];
+    if (item === undefined) return after();
+    const one = step(item);
     return [
       {
-        what: `${what} ${item}`,
-        run: () => {
-          run(item);
-          return from(list, n + 1);
+        ...(one.ready && { ready: one.ready }),
+        // For whoever asks: there may be many, and names may be in guest memory.
+        get what() {
+          return one.what;
         },
+        run: () => [...(one.run() ?? []), ...from(list, n + 1)],
       },
     ];
   };

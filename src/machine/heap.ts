@@ -8,7 +8,7 @@ import type { Access, Memory } from "./memory.ts";
 const WORD = 8;
 
 export class Heap {
-  private readonly memory: Memory;
+  readonly memory: Memory;
   private readonly access: Access;
   /** Where the address of the next free byte lies. */
   private readonly cursor: Addr;

@@ -6,13 +6,18 @@ import { type Keeper, Kept } from "./kept.ts";
 
 const ALIGN = 16;
 
+/** What free memory is full of, so that whoever still uses it is noticed: data, as in Linux include/linux/poison.h, and code (int3). */
+export const POISON = { data: 0x6b, text: 0xcc } as const;
+
 export class Pool {
   private readonly heap: Heap;
+  private readonly poison: number;
   /** By size, in bytes, what was given back: the last one first. */
   private readonly free: Kept<ReadonlyMap<number, readonly Addr[]>>;
 
-  constructor(heap: Heap, keeper: Keeper) {
+  constructor(heap: Heap, keeper: Keeper, poison: number = POISON.data) {
     this.heap = heap;
+    this.poison = poison;
     this.free = new Kept<ReadonlyMap<number, readonly Addr[]>>(keeper, new Map());
   }
 
@@ -30,6 +35,7 @@ export class Pool {
     const rounded = roundUp(size);
     const free = this.free.value.get(rounded) ?? [];
     if (free.includes(at)) throw new Error(`${at.toString(16)} is given back twice`);
+    this.heap.memory.write(at, new Uint8Array(rounded).fill(this.poison));
     this.free.value = new Map([...this.free.value, [rounded, [at, ...free]]]);
   }
 }

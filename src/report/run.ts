@@ -17,6 +17,8 @@ export interface UnderWay {
     /** Return addresses, innermost first. */
     readonly stack: readonly string[];
   }[];
+  /** What it waits for beside tasks, in words: a grace period, or sites that are being rewritten. */
+  readonly waitsFor: string | null;
 }
 
 interface Facts {
@@ -50,6 +52,7 @@ export interface ReplayReport extends Facts {
     readonly instructions: number;
     readonly hash: string;
   };
+  /** Its end, and as many choices. */
   readonly same: boolean;
 }
 
@@ -65,14 +68,14 @@ const COLUMNS = 4;
 export function renderRun(report: RunReport): string {
   const { settings, seed, runs, totalInstructions, finding } = report;
   const { vcpus, copies, rounds } = settings;
-  const cpus = `${vcpus} vCPU${vcpus === 1 ? "" : "s"}`;
+  const cpus = counted(vcpus, "vCPU");
   const before = `${runs} runs, ${totalInstructions} instructions on ${cpus}; the last, with seed ${seed}:\n`;
   const again = ["fentrylab run", ...flags(settings), `--seed ${seed}`, "--record FILE"].join(" ");
   const hint =
     finding === null ? [] : ["", `Keep it with \`${again}\`; \`fentrylab replay FILE\` shows it again.`];
   return [
     ...(runs > 1 ? [before] : []),
-    `seed ${seed}, ${cpus}, ${copies} of each user task, ${rounds} rounds`,
+    `seed ${seed}, ${cpus}, ${copies} of each user task, ${counted(rounds, "round")}`,
     ...facts(report),
     ...underWay(report),
     ...hint,
@@ -85,9 +88,9 @@ export function renderReplay(file: string, report: ReplayReport): string {
   const { recorded, same } = report;
   const verdict = same
     ? "The same end, instruction for instruction."
-    : `NOT the same: it was ${recorded.instructions} instructions, hash ${recorded.hash}, ${recorded.finding ?? "nothing found"}.`;
+    : `NOT the same: it was ${recorded.instructions} instructions, hash ${recorded.hash}, ${recorded.finding ?? "nothing found"}; ended: ${ENDS[recorded.kind] ?? recorded.kind}.`;
   return [
-    `${file}: seed ${report.seed}, ${report.settings.vcpus} vCPUs`,
+    `${file}: seed ${report.seed}, ${counted(report.settings.vcpus, "vCPU")}`,
     ...facts(report),
     ...underWay(report),
     verdict,
@@ -112,9 +115,10 @@ function facts({ end, finding, instructions, clock, choices, hash, progress }: F
 
 function underWay({ transition }: Facts): string[] {
   if (transition === null) return [];
-  const { patch, target, blockers } = transition;
+  const { patch, target, blockers, waitsFor } = transition;
   const where = `At its end ${patch} was in transition to ${target}`;
-  if (blockers.length === 0) return ["", `${where}, and all tasks were there.`];
+  if (blockers.length === 0)
+    return ["", `${where}, and all tasks were there${waitsFor === null ? "" : `; it had to ${waitsFor}`}.`];
   const [count, are] = blockers.length === 1 ? ["one task", "is"] : [`${blockers.length} tasks`, "are"];
   const next = blockers.filter(({ reason }) => reason === "not-tried").map(({ task }) => task);
   return [
@@ -143,4 +147,8 @@ function flags({ vcpus, copies, rounds, budget, patches, weakened, every, logLev
     ...(logLevel === DEFAULT_SETTINGS.logLevel ? [] : [`--log-level ${logLevel}`]),
     ...(weakened.length > 0 ? [`--weaken ${weakened.join(" ")}`] : []),
   ];
+}
+
+function counted(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
 }

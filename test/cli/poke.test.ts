@@ -27,9 +27,9 @@ describe("explores", () => {
     expect(stdout).toBe(
       [
         "One site is rewritten, on and off again; writer: breakpoint.",
-        "1 vCPU, 2 calls each  1837 states  2711 transitions  deepest way 66 steps  nothing found",
+        "1 vCPU, 2 calls each  1966 states  2840 transitions  deepest way 71 steps  nothing found",
         "",
-        "Every interleaving and every choice of bytes, 1837 states: nothing was executed but the whole old instruction,",
+        "Every interleaving and every choice of bytes, 1966 states: nothing was executed but the whole old instruction,",
         "int3 and the whole new one, and every call executed its body once, and its handler as often as it should.",
         "",
       ].join("\n"),
@@ -42,12 +42,12 @@ describe("explores", () => {
     const settings = { calls: 1, way: "on", writer: "breakpoint" };
     expect(JSON.parse(stdout)).toEqual({
       explored: [
-        { settings: { vcpus: 1, ...settings }, states: 379, transitions: 540, deepest: 38, finding: null },
+        { settings: { vcpus: 1, ...settings }, states: 408, transitions: 569, deepest: 41, finding: null },
         {
           settings: { vcpus: 2, ...settings },
-          states: 21207,
-          transitions: 44307,
-          deepest: 64,
+          states: 25996,
+          transitions: 53653,
+          deepest: 70,
           finding: null,
         },
       ],

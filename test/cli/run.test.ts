@@ -93,12 +93,15 @@ describe("run", () => {
 
   test.each([
     [["--weaken", "pending-ip"], "--weaken is about what --patches does"],
+    [["--log-level", "err"], "--log-level is about what --patches does"],
     [["--patches", "--weaken", "everything"], "Allowed choices are target-before-pending"],
     [["--log-level", "loud"], "Allowed choices are err"],
     [["--vcpus", "9"], "--vcpus takes 8 at most"],
     [["--copies", "40"], "--copies takes 39 at most"],
     [["--seeds", "0"], "--seeds wants a whole number from 1 up"],
-    [["--budget", "1000", "--record", "/nowhere/run.json"], "/nowhere/run.json cannot be written (ENOENT)"],
+    // Before hours of runs, and not behind them.
+    [["--seeds", "1000000", "--record", "/nowhere/run.json"], "/nowhere/run.json cannot be written (ENOENT)"],
+    [["--seeds", "1000000", "--record", "/"], "/ cannot be written (EISDIR)"],
   ])("%j is refused in one line", async (args, problem) => {
     const { status, stdout, stderr } = await command("run", ...args);
     expect([status, stdout]).toEqual([2, ""]);
@@ -123,6 +126,37 @@ describe("replay", () => {
     const { status, stdout } = await command("replay", other);
     expect(status).toBe(1);
     expect(stdout).toContain("NOT the same: it was 60000 instructions, hash 0123456789abcdef");
+  });
+
+  test("that asks for less than was recorded, or ends otherwise, is not the same either", async () => {
+    const other = join(folder, "longer.json");
+    const record = JSON.parse(readFileSync(file, "utf8")) as {
+      choices: { answers: number[]; count: number };
+      end: { kind: string };
+    };
+    const { choices, end } = record;
+    const longer = { ...choices, count: choices.count + 1, answers: [...choices.answers, 0, 1, 0] };
+    for (const changed of [{ choices: longer }, { end: { ...end, kind: "hang" } }]) {
+      writeFileSync(other, JSON.stringify({ ...record, ...changed }));
+      const { status, stdout } = await command("replay", other);
+      expect([status, stdout]).toEqual([
+        1,
+        expect.stringContaining("NOT the same: it was 60000 instructions"),
+      ]);
+    }
+  });
+
+  test.each([
+    [{ copies: 1000 }, "settings has no copies that is a whole number from 1 to 39"],
+    [{ vcpus: 99 }, "settings has no vcpus that is a whole number from 1 to 8"],
+    [{ patches: false, weakened: ["fork"] }, "it weakens live patching, and has none"],
+  ])("with settings that no run has, %j, is refused in one line", async (settings, problem) => {
+    const other = join(folder, "settings.json");
+    const record = JSON.parse(readFileSync(file, "utf8")) as { settings: object };
+    writeFileSync(other, JSON.stringify({ ...record, settings: { ...record.settings, ...settings } }));
+    const { status, stdout, stderr } = await command("replay", other);
+    expect([status, stdout]).toEqual([2, ""]);
+    expect(stderr).toContain(`${other} is no record of a run: ${problem}`);
   });
 
   test("of another kernel, of nothing, and of no record is refused in one line", async () => {

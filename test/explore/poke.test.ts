@@ -61,12 +61,12 @@ const counted = ({ states, transitions, deepest, finding }: Exploration) =>
 
 describe("the breakpoint protocol", () => {
   test.each([
-    { vcpus: 1, calls: 1, way: "on", expected: { states: 379, transitions: 540, deepest: 38 } },
-    { vcpus: 1, calls: 1, way: "off", expected: { states: 367, transitions: 520, deepest: 30 } },
-    { vcpus: 1, calls: 2, way: "both", expected: { states: 1837, transitions: 2711, deepest: 66 } },
-    { vcpus: 2, calls: 1, way: "on", expected: { states: 21207, transitions: 44307, deepest: 64 } },
-    { vcpus: 2, calls: 1, way: "off", expected: { states: 19899, transitions: 41347, deepest: 55 } },
-    { vcpus: 2, calls: 1, way: "both", expected: { states: 48350, transitions: 100931, deepest: 98 } },
+    { vcpus: 1, calls: 1, way: "on", expected: { states: 408, transitions: 569, deepest: 41 } },
+    { vcpus: 1, calls: 1, way: "off", expected: { states: 396, transitions: 549, deepest: 32 } },
+    { vcpus: 1, calls: 2, way: "both", expected: { states: 1966, transitions: 2840, deepest: 71 } },
+    { vcpus: 2, calls: 1, way: "on", expected: { states: 25996, transitions: 53653, deepest: 70 } },
+    { vcpus: 2, calls: 1, way: "off", expected: { states: 24572, transitions: 50461, deepest: 60 } },
+    { vcpus: 2, calls: 1, way: "both", expected: { states: 59579, transitions: 122869, deepest: 109 } },
   ] as const)(
     "$vcpus vCPUs, $calls calls each, $way",
     { timeout: 60_000 },

@@ -7,8 +7,7 @@ import type { PokeSettings } from "../../src/explore/settings.ts";
 import { BP_PATCHING_DESC, OPCODE, TEXT_POKE_LOC } from "../../src/ftrace/layout.ts";
 import { targetOf } from "../../src/ftrace/site.ts";
 import type { TextPoke } from "../../src/ftrace/textPoke.ts";
-import { VECTORS } from "../../src/kernel/layout.ts";
-import { serialiseAll } from "../../src/kernel/quiescence.ts";
+import { serialise, serialiseAll } from "../../src/kernel/quiescence.ts";
 import type { Lab } from "../../src/lab.ts";
 import type { Step } from "../../src/machine/agenda.ts";
 import { StructView } from "../../src/machine/struct.ts";
@@ -67,19 +66,13 @@ const ACTS = {
   ],
   // From here on, what is not right.
   interruptOnly: step("interrupt all", ({ kernel }) => {
-    for (const [n, { struct }] of kernel.cpus.entries()) {
-      struct.set("sync_pending", 1);
-      kernel.interrupt(n, VECTORS.CALL_FUNCTION_VECTOR);
-    }
+    for (const cpu of kernel.cpus) serialise(kernel, cpu);
   }),
   serialiseFirst: ({ kernel }) => [
     {
       what: "have the first CPU serialise",
       run: () => {
-        const { struct } = kernel.cpus[0]!;
-        struct.set("sync_pending", 1);
-        kernel.interrupt(0, VECTORS.CALL_FUNCTION_VECTOR);
-        const ready = () => struct.getNumber("sync_pending") === 0;
+        const ready = serialise(kernel, kernel.cpus[0]!);
         return [{ what: "wait for it", ready, run: () => undefined }];
       },
     },
@@ -88,18 +81,18 @@ const ACTS = {
 /** The same as `serialise`, but that CPUs are interrupted one after the other, the last one first. */
 const serialiseOneByOne: Act = ({ kernel }) => [
   ...kernel.cpus
-    .map(({ struct }, n) => ({
+    .map((cpu, n) => ({
       what: `have CPU ${n} serialise`,
       run: () => {
-        struct.set("sync_pending", 1);
-        kernel.interrupt(n, VECTORS.CALL_FUNCTION_VECTOR);
+        serialise(kernel, cpu);
         return undefined;
       },
     }))
     .reverse(),
   {
     what: "wait for all",
-    ready: () => kernel.cpus.every(({ struct }) => struct.getNumber("sync_pending") === 0),
+    ready: () =>
+      kernel.cpus.every(({ struct }) => struct.getNumber("sync_done") === struct.getNumber("sync_wanted")),
     run: () => undefined,
   },
 ];
@@ -276,7 +269,7 @@ export const POKE_DEFECTS: readonly PokeDefect[] = [
   },
   {
     name: "who is to serialise does not say that it has",
-    change: { file: "kernel/stop.c", before: "		smp_store_release(&cpu->sync_pending, 0);\n", after: "" },
+    change: { file: "kernel/stop.c", before: "		smp_store_release(&cpu->sync_done, wanted);\n", after: "" },
     found: WAITS,
   },
 ];

@@ -4,7 +4,9 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type Addr, addr } from "../../src/base/addr.ts";
 import type { FtraceOps, OpsOptions } from "../../src/ftrace/ftrace.ts";
+import { bytesOf } from "../../src/ftrace/record.ts";
 import { NOP5, SITE_SIZE } from "../../src/ftrace/site.ts";
+import { load, unload } from "../../src/image/load.ts";
 import { VECTORS } from "../../src/kernel/layout.ts";
 import { holder } from "../../src/kernel/quiescence.ts";
 import { Lab } from "../../src/lab.ts";
@@ -225,10 +227,64 @@ describe("a module", () => {
     lab.ftrace.removeImage(image);
     const before = image.mcountLocations.map((ip: Addr) => lab.machine.memory.read(ip, SITE_SIZE));
     for (let n = 0; n < 100 && !agenda.isEmpty; n++) {
-      for (const { struct } of lab.kernel.cpus) struct.set("sync_pending", 0);
+      for (const { struct } of lab.kernel.cpus) struct.set("sync_done", struct.getNumber("sync_wanted"));
       goOn();
     }
     expect(image.mcountLocations.map((ip: Addr) => lab.machine.memory.read(ip, SITE_SIZE))).toEqual(before);
     expect(lab.ftrace.enabledFunctions().length).toBe(2);
+  });
+
+  test("that goes and comes again meanwhile has its sites written anew", async () => {
+    const image = await lab.loadModule("shapes", ["asm/shapes.S"]);
+    const { memory } = lab.machine;
+    lab.kernel.agenda.live = true;
+    traced("plain", ["leaf", "tail"]);
+    for (let n = 0; n < 5; n++) lab.kernel.agenda.step(STRAND);
+    lab.ftrace.removeImage(image);
+    unload(memory, image);
+    load(memory, image);
+    lab.ftrace.addImage(image);
+    finishAll();
+    for (const { ip, target } of lab.ftrace.records)
+      expect(memory.read(ip, SITE_SIZE)).toEqual(bytesOf(ip, target));
+    expect(lab.ftrace.enabledFunctions().length).toBe(4);
+  });
+});
+
+/** Does all that is asked for, every CPU serialising at once. */
+function finishAll(): void {
+  for (let n = 0; n < 200 && lab.kernel.agenda.isPending(STRAND); n++) {
+    for (const { struct } of lab.kernel.cpus) struct.set("sync_done", struct.getNumber("sync_wanted"));
+    goOn();
+  }
+  expect(lab.kernel.agenda.isPending(STRAND)).toBe(false);
+}
+
+describe("where one site cannot be rewritten", () => {
+  let stuck: FtraceOps;
+  beforeEach(() => {
+    stuck = traced("stuck", ["leaf"]);
+    lab.machine.memory.write(addr(lab.ftrace.siteOf(at("leaf"), "leaf").ip + 1), Uint8Array.of(0x55));
+    lab.kernel.agenda.live = true;
+  });
+
+  test("who goes meanwhile stays away, whatever was wanted before", () => {
+    const other = makeOps("other", ["tail"]);
+    lab.ftrace.register(other);
+    finishAll();
+    lab.ftrace.unregister(stuck);
+    lab.ftrace.unregister(other);
+    finishAll();
+    expect(lab.ftrace.registered).toEqual([stuck]);
+    expect(lab.ftrace.siteOf(at("tail"), "tail").target.kind).toBe("nop");
+  });
+
+  test("whoever is not there gets what he wants", () => {
+    const other = makeOps("other", ["tail"]);
+    lab.ftrace.register(other);
+    lab.ftrace.unregister(stuck);
+    finishAll();
+    expect(lab.ftrace.registered).toEqual([stuck, other]);
+    expect(lab.ftrace.siteOf(at("tail"), "tail").target.kind).toBe("call");
   });
 });

@@ -49,7 +49,7 @@ function next(): string | undefined {
   const what = agenda.pending.find(({ strand }) => strand === STRAND)?.what;
   if (what === undefined) return undefined;
   if (!agenda.ready().includes(STRAND))
-    for (const { struct } of lab.kernel.cpus) struct.set("sync_pending", 0);
+    for (const { struct } of lab.kernel.cpus) struct.set("sync_done", struct.getNumber("sync_wanted"));
   agenda.step(STRAND);
   return what;
 }
@@ -63,7 +63,7 @@ function finish(): string[] {
 test("a batch is written in three phases, all CPUs serialising behind each", () => {
   const ends = begin();
   const phases = finish().map((what) => what.replace(/ at \w+.*/, ""));
-  const serialise = ["have every CPU serialise", "wait for every CPU to serialise"];
+  const serialise = ["have every CPU serialise", "wait until every CPU has serialised"];
   const each = (what: string) => FUNCTIONS.map(() => `write ${what}`);
   expect(phases).toEqual([
     "describe what is going to be written",

@@ -110,7 +110,12 @@ test("two patches of one name that are asked for at once: the second is refused 
   const [first, second] = [enable(), enable()];
   agenda.live = false;
   agenda.finish();
-  expect([first.enabled, first.error, second.enabled, second.error]).toEqual([true, undefined, false, 17]);
+  expect([first.enabled, first.refusal, second.enabled, second.refusal?.errno]).toEqual([
+    true,
+    undefined,
+    false,
+    "EEXIST",
+  ]);
   expect(lab.livepatch.patches).toEqual([first]);
 });
 

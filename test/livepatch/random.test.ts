@@ -10,7 +10,6 @@ import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
 import { WEAKENINGS, type Weakening } from "../../src/livepatch/options.ts";
 import { readRecord, writeRecord } from "../../src/record.ts";
 import { type RunFacts, Runner } from "../../src/run.ts";
-import { NO_GCC, partsWith } from "../kernel/compiled.ts";
 
 const SHORT = { ...DEFAULT_SETTINGS, vcpus: 4, rounds: 1, patches: true, budget: 100_000 };
 const LONG = { ...SHORT, budget: 3_000_000 };
@@ -76,25 +75,25 @@ describe("random patches over the patients: nothing is found", () => {
 
   test("in long ones, in which all that can happen to a patch does", async () => {
     const runner = await Runner.open(LONG);
-    const log: string[] = [];
-    for (let seed = 100; seed < 106; seed++) {
-      const { finding, end } = runner.run(runner.chance(seed));
-      expect([seed, finding, end]).toEqual([seed, null, "idle"]);
-      log.push(...runner.patients.lab.kernel.log.lines);
-    }
-    runner.patients.lab.dispose();
-    for (const what of [
+    const unseen = new Set([
       /enabling patch/,
       /reversing transition/,
       /patching complete/,
       /unpatching complete/,
+      /pre-patch callback failed/,
+      /is not compatible with the already installed livepatches/,
+      /forcing remaining tasks/,
       /applying patch .* to loading module 'visitor'/,
       /reverting patch .* on unloading module 'visitor'/,
-    ])
-      expect(
-        log.some((line) => what.test(line)),
-        String(what),
-      ).toBe(true);
+    ]);
+    for (let seed = 100; seed < 106 || (unseen.size > 0 && seed < 130); seed++) {
+      const { finding, end } = runner.run(runner.chance(seed));
+      expect([seed, finding, end]).toEqual([seed, null, "idle"]);
+      for (const what of unseen)
+        if (runner.patients.lab.kernel.log.lines.some((line) => what.test(line))) unseen.delete(what);
+    }
+    runner.patients.lab.dispose();
+    expect([...unseen]).toEqual([]);
   });
 });
 
@@ -107,14 +106,7 @@ describe("what is found, is found again from what was chosen:", () => {
   test.each(byChance)("%s", { timeout: PATIENCE }, async (what) => {
     const runner = await Runner.open({ ...SHORT, weakened: [what] });
     expect(findAndReplay(runner)).toMatch(
-      /is in the original|is in a replacement|is gone|without a patch state/,
+      /is in the original|is in a replacement|is gone|without a patch state|do not come to an end/,
     );
-  });
-
-  test.skipIf(NO_GCC !== undefined)("a task that begins in no universe", async () => {
-    const before = "WRITE_ONCE(task->patch_state, READ_ONCE(current->patch_state));";
-    const parts = partsWith({ file: "kernel/fork.c", before, after: "" });
-    const runner = await Runner.open(SHORT, { parts });
-    expect(findAndReplay(runner)).toMatch(/without a patch state|do not come to an end|is in/);
   });
 });

@@ -157,7 +157,7 @@ describe("from a string of assembly", () => {
     lab.modules.insert("visitor");
     const objects = [{ name: "visitor", functions: [{ name: "visit", replacement: "visit_newer" }] }];
     await expect(lab.patch({ name: "fix", objects }, source("visit_new"))).rejects.toThrow(
-      "fix: the replacement 'visit_newer' of 'visit' is no function of module 'fix' (ENOENT)",
+      "module 'fix' has no function of that name (ENOENT); did you mean 'visit_new'?",
     );
   });
 });

@@ -4,6 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { Lab } from "../../src/lab.ts";
 import type { FunctionSpec, PatchSpec } from "../../src/livepatch/patch.ts";
 import type { Vcpu } from "../../src/machine/vcpu.ts";
+import { Userland } from "../kernel/userland.ts";
 
 let lab: Lab;
 beforeEach(async () => {
@@ -44,7 +45,7 @@ function steps(stop: () => boolean = () => false): void {
   agenda.live = true;
   for (let [next] = agenda.ready(); next !== undefined && !stop(); [next] = agenda.ready()) {
     agenda.step(next);
-    for (const { struct } of cpus) struct.set("sync_pending", 0);
+    for (const { struct } of cpus) struct.set("sync_done", struct.getNumber("sync_wanted"));
   }
 }
 
@@ -134,4 +135,53 @@ test("a module that is being inserted here is not mapped a second time for guest
   lab.kernel.agenda.live = true;
   lab.modules.insert("v");
   expect(lab.modules.map("v")).toBeUndefined();
+});
+
+test("a task that has ended is not waited for, wherever it was when it did", async () => {
+  const userland = await Userland.open(`
+.text
+program parent
+	xor %edi, %edi			# a child, on a stack of its own, that ends at once
+	mov $0x100, %edi
+	lea stacks-4096(%rip), %rsi
+	sys NR_clone
+	test %eax, %eax
+	jz 1f
+2:	sys NR_sched_yield		# and is never waited for
+	jmp 2b
+1:	xor %edi, %edi
+	sys NR_exit
+	ud2
+done parent
+`);
+  const { kernel, livepatch, modules } = userland.lab;
+  await userland.lab.loadModule("copy", [source("do_exit_new", "	ud2")]);
+  userland.start("parent");
+  userland.run(5_000);
+  const child = kernel.tasks.find((task) => task.letter === "Z");
+  expect(child?.hasEnded).toBe(true);
+  const patch = livepatch.enable(
+    patching("fix", { name: "do_exit", replacement: userland.lab.symbol("do_exit_new").address }),
+  );
+  expect(patch.blockers().map(({ task }) => task)).not.toContain(child);
+  expect(modules.loaded.map(({ name }) => name)).toEqual(["copy"]);
+  userland.lab.dispose();
+});
+
+test("what waits for a handler goes on when that has ended, and says so until then", () => {
+  const patch = lab.livepatch.enable(patching("one", { name: "tail", replacement: at("leaf_new") }));
+  const tracer = lab.ftrace.makeOps({ name: "tracer", handler: () => {} });
+  lab.ftrace.setFilter(tracer, ["tail"]);
+  lab.ftrace.register(tracer); // so that the site does not jump
+  const vcpu = lab.begin(at("tail"), [1n]);
+  for (const { cpus } = lab.kernel; cpus[0]!.struct.getNumber("preempt_count") === 0; ) vcpu.step();
+  lab.livepatch.disable(patch);
+  lab.kernel.setPatchState(lab.kernel.current(vcpu)!, "KLP_UNPATCHED");
+  lab.livepatch.retry();
+  expect([patch.blockers(), lab.livepatch.waitsFor]).toEqual([
+    [],
+    "wait until every CPU has been preemptible",
+  ]);
+  lab.finish(vcpu);
+  expect([lab.livepatch.patches, lab.livepatch.waitsFor]).toEqual([[], undefined]);
 });

@@ -126,6 +126,52 @@ describe("a transition that is held up", () => {
   });
 });
 
+describe("what is written to enabled while something else is done is looked at in its turn:", () => {
+  /** Lets everything be done that can be. */
+  function finish(): void {
+    lab.kernel.agenda.live = false;
+    lab.kernel.agenda.finish();
+  }
+
+  test("a second 0 does not turn round what the first has", () => {
+    const vcpu = stopIn("leaf");
+    const patch = enable("fix");
+    lab.kernel.agenda.live = true;
+    const [first, second] = [write("fix/enabled", "0"), write("fix/enabled", "0")];
+    finish();
+    expect([first?.state.kind, second?.refusal?.code]).toEqual(["taken", "klp-already"]);
+    expect([lab.livepatch.patches, patch.enabled]).toEqual([[], false]);
+    lab.finish(vcpu);
+  });
+
+  test("a 1 while it is being enabled is too late", () => {
+    const vcpu = stopIn("leaf");
+    lab.kernel.agenda.live = true;
+    const patch = enable("fix");
+    lab.kernel.agenda.step("livepatch");
+    const late = write("fix/enabled", "1");
+    finish();
+    expect([late?.refusal?.code, patch.enabled, show("fix")]).toEqual(["klp-already", true, "1 1 1 0 1"]);
+    lab.finish(vcpu);
+  });
+
+  test("a 0 while its transition is being completed disables it", () => {
+    enable("one", "tail", "leaf_new");
+    const tracer = lab.ftrace.makeOps({ name: "tracer", handler: () => {} });
+    lab.ftrace.setFilter(tracer, ["tail"]);
+    lab.ftrace.register(tracer); // so that the site does not jump
+    const vcpu = lab.begin(at("tail"), [1n]);
+    while (lab.kernel.cpus[0]!.struct.getNumber("preempt_count") === 0) vcpu.step();
+    const patch = enable("fix");
+    expect([patch.enabled, lab.livepatch.transition?.patch]).toEqual([true, patch]);
+    expect(lab.livepatch.waitsFor).toMatch(/preemptible/);
+    const request = write("fix/enabled", "0");
+    expect(request?.state.kind).toBe("waiting");
+    lab.finish(vcpu);
+    expect([request?.state.kind, lab.livepatch.patches.map(String)]).toEqual(["taken", ["one"]]);
+  });
+});
+
 test("refusals, with the kernel's errors", () => {
   const lines: string[] = [];
   const refused = (what: string, ask: () => unknown) => {

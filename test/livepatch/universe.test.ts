@@ -12,8 +12,8 @@ let universe: Universe;
 let stack: FunctionStack;
 beforeEach(async () => {
   lab = await Lab.open({ recordCalls: true });
-  const { kernel, livepatch, code } = lab;
-  universe = new Universe(kernel, livepatch, (at) => code.describe(at));
+  const { kernel, livepatch, code, modules } = lab;
+  universe = new Universe({ kernel, livepatch, code, modules: () => modules.loaded });
   expect(universe.check()).toBeUndefined();
   const replacement = lab.symbol("leaf_new").address;
   for (const name of ["one", "two"])

@@ -2,9 +2,9 @@
 // lib/livepatch/test_klp_*.c): which one, of what, and what state that is in.
 
 import type {
+  CallbackObject,
   Callbacks,
   ObjectSpec,
-  PatchObject,
   PatchSpec,
   StateSpec,
 } from "../../../src/livepatch/patch.ts";
@@ -69,7 +69,7 @@ export function state(rig: Rig, name: "klp_state" | "klp_state2" | "klp_state3")
   const { livepatch, kernel } = rig.lab;
   const canMigrate = name !== "klp_state";
   const say = (text: string) => rig.log(`${name}: ${text}`);
-  const own = (object: PatchObject) => {
+  const own = (object: CallbackObject) => {
     const found = object.patch.state(LOGLEVEL.id);
     if (found === undefined) throw new Error(`${name} has no state`);
     return found;
@@ -112,7 +112,7 @@ export function state(rig: Rig, name: "klp_state" | "klp_state2" | "klp_state3")
           },
           postUnpatch: (object) => {
             say("free_loglevel_state: freeing space for the stored console_loglevel");
-            kernel.kfree(own(object).data!, 4);
+            kernel.kfreeRcu(own(object).data!, 4);
           },
         }),
       },
@@ -122,7 +122,7 @@ export function state(rig: Rig, name: "klp_state" | "klp_state2" | "klp_state3")
 
 /** Callbacks that say that they are called, and then do `also`. */
 function callbacks(rig: Rig, also: Callbacks): Callbacks {
-  const say = (what: string, { patch, name }: PatchObject) => {
+  const say = (what: string, { patch, name }: CallbackObject) => {
     const state = rig.lab.modules.loaded.find((module) => module.name === name)?.state;
     const where = state === undefined ? name : `${name} -> [${state}] ${MODULE_STATES[state]}`;
     rig.log(`${patch}: ${what}: ${where}`);

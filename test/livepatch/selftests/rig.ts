@@ -14,6 +14,7 @@ import type { Image } from "../../../src/image/image.ts";
 import { PROCESS_FLAG, SYSCALL, TASK_STATE, VECTORS } from "../../../src/kernel/layout.ts";
 import { Lab } from "../../../src/lab.ts";
 import type { Patch, PatchSpec } from "../../../src/livepatch/patch.ts";
+import { errnoOf } from "../../../src/livepatch/refusal.ts";
 
 /** One system call, with one argument. Its task ends with it. */
 const COMMAND = `.include "user/program.inc"
@@ -237,10 +238,10 @@ export class Rig {
     const { livepatch } = this.lab;
     try {
       const patch = this.live(() => livepatch.enable(spec));
-      this.wait(() => patch.enabled || (patch.error !== undefined && livepatch.transition === undefined));
-      return patch.error ?? patch;
+      this.wait(() => patch.enabled || (patch.refusal !== undefined && livepatch.transition === undefined));
+      return patch.refusal === undefined ? patch : errnoOf(patch.refusal);
     } catch (error) {
-      if (error instanceof Refusal) return 22;
+      if (error instanceof Refusal) return errnoOf(error);
       throw error;
     }
   }
