@@ -7,13 +7,13 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { recorded } from "../../src/explore/chooser.ts";
 import { DEFAULT_SETTINGS } from "../../src/explore/settings.ts";
-import { WEAKENINGS, type Weakening } from "../../src/livepatch/options.ts";
+import { WEAKENINGS } from "../../src/livepatch/options.ts";
 import { readRecord, writeRecord } from "../../src/record.ts";
 import { type RunFacts, Runner } from "../../src/run.ts";
 
 const SHORT = { ...DEFAULT_SETTINGS, vcpus: 4, rounds: 1, patches: true, budget: 100_000 };
 const LONG = { ...SHORT, budget: 3_000_000 };
-/** One order is noticed in a seed or two of a hundred. */
+/** A missing grace period is noticed in a seed or two of a hundred, on two vCPUs; the others more often. */
 const MOST_SEEDS = 400;
 const PATIENCE = 400_000;
 
@@ -98,13 +98,8 @@ describe("random patches over the patients: nothing is found", () => {
 });
 
 describe("what is found, is found again from what was chosen:", () => {
-  // A handler has to be stopped between two instructions for all of a completion: orders.test.ts stops it there.
-  const byChance = WEAKENINGS.filter(
-    (what): what is Exclude<Weakening, "grace-period"> => what !== "grace-period",
-  );
-
-  test.each(byChance)("%s", { timeout: PATIENCE }, async (what) => {
-    const runner = await Runner.open({ ...SHORT, weakened: [what] });
+  test.each(WEAKENINGS)("%s", { timeout: PATIENCE }, async (what) => {
+    const runner = await Runner.open({ ...SHORT, vcpus: 2, weakened: [what] });
     expect(findAndReplay(runner)).toMatch(
       /is in the original|is in a replacement|is gone|without a patch state|do not come to an end/,
     );
