@@ -2,7 +2,7 @@
 
 import { readInput } from "./base/file.ts";
 import { refuse } from "./base/refuse.ts";
-import { type Choices, countOf } from "./explore/chooser.ts";
+import { type Choices, countOf, STRIDE } from "./explore/chooser.ts";
 import { MAX_COPIES, MAX_VCPUS, type RunSettings } from "./explore/settings.ts";
 import { LOG_LEVELS, WEAKENINGS } from "./livepatch/options.ts";
 
@@ -92,10 +92,11 @@ export function readChoices(choices: Fields, refused: Refused): Choices {
   const answers = choices
     .list("answers")
     .map((answer) => (isWhole(answer) ? answer : refused("an answer is no number")));
-  if (answers.length % 3 !== 0) refused("its last choice is not whole");
-  if (answers.length / 3 !== choices.whole("count", 0)) refused("some of its choices are missing");
-  for (let n = 0; n < answers.length; n += 3)
-    if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!) refused(`choice ${n / 3} is none`);
+  if (answers.length % STRIDE !== 0) refused("its last choice is not whole");
+  if (countOf({ kinds, answers }) !== choices.whole("count", 0)) refused("some of its choices are missing");
+  for (let n = 0; n < answers.length; n += STRIDE)
+    if (answers[n]! >= kinds.length || answers[n + 2]! >= answers[n + 1]!)
+      refused(`choice ${n / STRIDE} is none`);
   return { kinds, answers };
 }
 

@@ -57,7 +57,7 @@ export interface Choices {
 }
 
 /** Numbers of a choice in `answers`. */
-const STRIDE = 3;
+export const STRIDE = 3;
 
 /** How many choices there are. */
 export function countOf({ answers }: Choices): number {

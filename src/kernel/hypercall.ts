@@ -62,9 +62,9 @@ const ANSWERS: Readonly<Record<number, Answer>> = {
   },
   [HYPERCALL.HC_FTRACE]: (kernel, _, [call]) =>
     kernel.traceHandler?.(addr(call)) === true ? 0 : "a traced call has no handler",
-  [HYPERCALL.HC_KMALLOC]: (kernel, _, [bytes]) => kernel.kmalloc(Number(bytes)) ?? 0,
+  [HYPERCALL.HC_KMALLOC]: (kernel, _, [bytes]) => kernel.allocator.kmalloc(Number(bytes)) ?? 0,
   [HYPERCALL.HC_KFREE_RCU]: (kernel, _, [at, bytes]) =>
-    kernel.kfreeRcu(addr(at), Number(bytes)) ? 0 : "memory is given back that nobody has",
+    kernel.allocator.kfreeRcu(addr(at), Number(bytes)) ? 0 : "memory is given back that nobody has",
   [HYPERCALL.HC_MODULE_NOTIFY]: (kernel, _, [module]) => {
     kernel.livepatch?.notify(addr(module));
     return 0;

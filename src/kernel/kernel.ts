@@ -2,16 +2,15 @@
 //
 // All of it lies in guest memory; what is kept here are addresses. What the guest's kernel does is in asm/ and kernel/.
 
-import { type Addr, addr, hex, offset } from "../base/addr.ts";
+import { type Addr, addr, offset } from "../base/addr.ts";
 import { type Chooser, FIRST } from "../base/chooser.ts";
 import { bug, refuse } from "../base/refuse.ts";
 import type { Image } from "../image/image.ts";
 import { CPU_STACKS } from "../image/layout.ts";
-import { Agenda, act, until } from "../machine/agenda.ts";
+import { Agenda } from "../machine/agenda.ts";
 import { STACK_SIZE } from "../machine/callRecord.ts";
 import type { Exit } from "../machine/exit.ts";
 import type { Heap } from "../machine/heap.ts";
-import { Kept } from "../machine/kept.ts";
 import type { Machine } from "../machine/machine.ts";
 import { Pool } from "../machine/pool.ts";
 import { PT_REGS } from "../machine/ptRegs.ts";
@@ -19,6 +18,7 @@ import { StructView } from "../machine/struct.ts";
 import type { RunOptions, Vcpu } from "../machine/vcpu.ts";
 import type { StackInfo, UnwindContext, Start as WalkStart } from "../unwind/walk.ts";
 import { FLAG, RFLAGS_AT_REST } from "../x86/register.ts";
+import { Allocator } from "./allocator.ts";
 import { loadTables, makeIdt } from "./descriptorTables.ts";
 import { GATES, type TakenException, takenException } from "./exception.ts";
 import { answerHypercall, type Panic } from "./hypercall.ts";
@@ -88,8 +88,6 @@ const PATCH_STATES: ReadonlyMap<number, PatchState> = new Map(
   (Object.keys(PATCH_STATE) as PatchState[]).map((name) => [PATCH_STATE[name], name]),
 );
 const DEFAULT_TASKS = 1024;
-/** In bytes, of what guest code asks for. */
-const MOST_ALLOCATED = 2 ** 24;
 
 /** Calls the handler in TypeScript of a traced call: of which ops, and where its registers are. False if there is none. */
 export type TraceHandler = (call: Addr) => boolean;
@@ -122,18 +120,12 @@ export interface KernelOptions {
   readonly maxTasks?: number;
 }
 
-/** Memory that guest code has asked for; `freed`, it is given out again when nobody reads it any more. */
-interface Allocation {
-  readonly bytes: number;
-  readonly freed: boolean;
-}
-
 export class Kernel {
   readonly cpus: readonly Cpu[];
   readonly table: TaskTable;
   readonly log: Log;
-  private readonly pool: Pool;
-  private readonly allocated: Kept<ReadonlyMap<Addr, Allocation>>;
+  /** Memory for guest code. */
+  readonly allocator: Allocator;
   readonly modules: ModuleLoader | undefined;
   livepatch: LivepatchHooks | undefined;
   readonly traceHandler: TraceHandler | undefined;
@@ -153,10 +145,13 @@ export class Kernel {
   ) {
     this.machine = machine;
     this.modules = modules;
-    this.pool = new Pool(heap, machine.keeper);
-    this.allocated = new Kept<ReadonlyMap<Addr, Allocation>>(machine.keeper, new Map());
     this.traceHandler = traceHandler;
-    this.agenda = agenda ?? new Agenda(machine.keeper);
+    const { keeper } = machine;
+    this.agenda = agenda ?? new Agenda(keeper);
+    this.allocator = new Allocator({
+      ...{ pool: new Pool(heap, keeper), keeper, agenda: this.agenda },
+      grace: () => grace(this),
+    });
     this.image = image;
     const { memory } = machine;
     if (machine.vcpus.length > CONSTANTS.MAX_CPUS)
@@ -385,29 +380,6 @@ export class Kernel {
   /** What tasks are switched to that are pending. */
   setTargetState(state: PatchState): void {
     this.machine.memory.write(this.image.symbol("klp_target_state").address, wordOf(PATCH_STATE[state]));
-  }
-
-  /** Memory for guest code; undefined if that is too much. */
-  kmalloc(bytes: number): Addr | undefined {
-    const { value: allocated } = this.allocated;
-    const used = [...allocated.values()].reduce((sum, { bytes: size }) => sum + size, 0);
-    if (bytes <= 0 || used + bytes > MOST_ALLOCATED) return undefined;
-    const at = this.pool.take(bytes);
-    this.allocated.value = new Map([...allocated, [at, { bytes, freed: false }]]);
-    return at;
-  }
-
-  /** Gives back what `kmalloc` gave, once all are done who may be reading it with preemption off. False if it did not. */
-  kfreeRcu(at: Addr, bytes: number): boolean {
-    const known = this.allocated.value.get(at);
-    if (known === undefined || known.freed || known.bytes !== bytes) return false;
-    this.allocated.value = new Map([...this.allocated.value, [at, { bytes, freed: true }]]);
-    const give = () => {
-      this.allocated.value = new Map([...this.allocated.value].filter(([other]) => other !== at));
-      this.pool.give(at, bytes);
-    };
-    this.agenda.add(`free ${hex(at)}`, [until("nobody reads it", grace(this)), act("give it back", give)]);
-    return true;
   }
 
   setPatchState({ struct }: Task, state: PatchState): void {

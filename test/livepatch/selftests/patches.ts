@@ -91,7 +91,7 @@ export function state(rig: Rig, name: "klp_state" | "klp_state2" | "klp_state3")
               say("allocate_loglevel_state: space to store console_loglevel already allocated");
               return 0;
             }
-            own(object).data = kernel.kmalloc(4);
+            own(object).data = kernel.allocator.kmalloc(4);
             say("allocate_loglevel_state: allocating space to store console_loglevel");
             return 0;
           },
@@ -112,7 +112,7 @@ export function state(rig: Rig, name: "klp_state" | "klp_state2" | "klp_state3")
           },
           postUnpatch: (object) => {
             say("free_loglevel_state: freeing space for the stored console_loglevel");
-            kernel.kfreeRcu(own(object).data!, 4);
+            kernel.allocator.kfreeRcu(own(object).data!, 4);
           },
         }),
       },
